@@ -1,0 +1,197 @@
+"""Vectors to sealed records and back, in bulk. Owns the record version; the form is in ``docs/entry-format.md``.
+
+    record = b"ECV1" | xxh3_64 of all that follows, 8 bytes big-endian | identity, 32 bytes | msgpack map
+
+The checksum finds rot, the identity finds a record under a wrong key. Both are proved before msgpack sees a byte, and
+whatever fails a proof is a miss with a name, never an exception and never a vector.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgpack
+import numpy as np
+import xxhash
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from embcache.types import Vectors
+
+MAGIC = b"ECV1"
+FAMILY = b"ECV"
+SEAL = len(MAGIC) + 8
+HEAD = SEAL + 32
+MAX_RECORD = 1 << 20
+"""Bytes of the largest record read: 262,000 dimensions. More is damage."""
+FLOAT32 = np.dtype("<f4")
+_CHECKSUM = slice(len(MAGIC), SEAL)
+_IDENTITY = slice(SEAL, HEAD)
+
+Fault = Literal["corrupt", "wrong_text", "bad_version"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is kept beside a vector.
+
+    Attributes:
+        dims: length of the vector.
+        model: the model as the provider named it.
+        tokens: what the input was billed, None where the server told nothing.
+        exact: whether ``tokens`` is the server's own figure for this input, not a share of a request's.
+        created: seconds since 1970 when it was bought.
+    """
+
+    dims: int
+    model: str
+    tokens: int | None
+    exact: bool
+    created: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Records that proved themselves, out of many that were looked at.
+
+    Attributes:
+        hits: positions, in what was given, of those that passed; ascending.
+        vectors: float32 ``(len(hits), dims)``.
+        entries: what is kept beside each vector.
+        faults: how many failed, by the name of the proof.
+    """
+
+    hits: list[int]
+    vectors: Vectors
+    entries: list[Entry]
+    faults: Counter[Fault]
+
+
+def seal(identity: bytes, body: bytes) -> bytes:
+    """Return ``body`` as a record of ``identity`` (32 bytes)."""
+    rest = identity + body
+    return MAGIC + xxhash.xxh3_64_digest(rest) + rest
+
+
+def fault_of(record: bytes, identity: bytes) -> Fault | None:
+    """Return which proof ``record`` fails as a record of ``identity``, None where it passes all."""
+    if record[:4] != MAGIC:
+        return "bad_version" if record[:3] == FAMILY and record[3:4].isalnum() else "corrupt"
+    if not HEAD < len(record) <= MAX_RECORD or xxhash.xxh3_64_digest(memoryview(record)[SEAL:]) != record[_CHECKSUM]:
+        return "corrupt"
+    return None if record[_IDENTITY] == identity else "wrong_text"
+
+
+def _unpack(body: bytes) -> dict[str, Any] | None:
+    """Return the msgpack map that ``body`` is, None where it is anything else."""
+    try:
+        value = msgpack.unpackb(
+            body,
+            raw=False,
+            strict_map_key=True,
+            max_array_len=1024,
+            max_map_len=64,
+            max_str_len=4096,
+            max_bin_len=MAX_RECORD,
+            max_ext_len=0,
+        )
+    except (ValueError, msgpack.exceptions.UnpackException):  # UnicodeDecodeError and ExtraData are ValueErrors
+        return None
+    return value if type(value) is dict else None
+
+
+def seal_note(key: bytes, note: Mapping[str, Any]) -> bytes:
+    """Return a small map (of numbers, str, bytes, None and maps of them), sealed as what stands under ``key``."""
+    return seal(sha256(key).digest(), msgpack.packb(dict(note), use_bin_type=True))
+
+
+def open_note(key: bytes, record: bytes | None) -> dict[str, Any] | None:
+    """Return the map that :func:`seal_note` sealed under ``key``, None where there is none or it proves nothing."""
+    if record is None or fault_of(record, sha256(key).digest()):
+        return None
+    return _unpack(record[HEAD:])
+
+
+def seal_entry(digest: bytes, row: bytes, entry: Entry) -> bytes:
+    """Return the record of one vector, given as little-endian float32 bytes, for the input with this digest.
+
+    The vector comes last in the map: what precedes it is then the same for many records, and is understood once.
+    """
+    body = {
+        "d": entry.dims,
+        "m": entry.model,
+        "n": entry.tokens,
+        "t": entry.created,
+        "x": entry.exact,
+        "v": row,
+    }
+    return seal(digest, msgpack.packb(body, use_bin_type=True))
+
+
+def _read_entry(body: bytes) -> Entry | None:
+    """Return what stands beside the vector in ``body``, None unless every field is there and of its type."""
+    value = _unpack(body)
+    if value is None or list(value) != ["d", "m", "n", "t", "x", "v"]:
+        return None
+    dims, model, tokens, created, exact, row = value.values()
+    well_formed = (
+        type(dims) is int
+        and dims > 0
+        and type(model) is str
+        and (tokens is None or (type(tokens) is int and tokens >= 0))
+        and type(created) is int
+        and type(exact) is bool
+        and type(row) is bytes
+        and len(row) == dims * FLOAT32.itemsize
+    )
+    return Entry(dims, model, tokens, exact, created) if well_formed else None
+
+
+def open_entries(records: Sequence[bytes], digests: Sequence[bytes], dims: int | None) -> Opened:
+    """Return the vectors of those ``records`` that prove themselves to be what ``digests`` name.
+
+    Args:
+        records: as they came from the store.
+        digests: SHA-256 of the pre-image of the input each record was looked up for.
+        dims: the length every vector must have; None takes that of the first one that passes.
+    """
+    faults: Counter[Fault] = Counter()
+    hits: list[int] = []
+    entries: list[Entry] = []
+    rows: list[memoryview] = []
+    # Records of one request differ only in digest, tokens and vector. What comes before the vector is decoded by
+    # msgpack once for each spelling of it: the same bytes before a vector of the same length say the same thing.
+    understood: dict[tuple[int, bytes], Entry | None] = {}
+    for position, (record, digest) in enumerate(zip(records, digests, strict=True)):
+        fault = fault_of(record, digest)
+        if fault is None:
+            width = None if dims is None else dims * FLOAT32.itemsize
+            before = record[HEAD : len(record) - width] if width is not None else b""
+            spelling = (len(record), before)
+            entry = understood.get(spelling) if before else None
+            if entry is None:
+                entry = _read_entry(record[HEAD:])
+                if entry is not None and before:
+                    understood[spelling] = entry
+            if entry is not None and dims is None:
+                dims = entry.dims
+            if entry is None or entry.dims != dims:
+                fault = "corrupt"
+            else:
+                hits.append(position)
+                entries.append(entry)
+                rows.append(memoryview(record)[-dims * FLOAT32.itemsize :])
+        if fault is not None:
+            faults[fault] += 1
+    vectors = np.frombuffer(bytearray().join(rows), dtype=FLOAT32).reshape(len(hits), dims or 0)
+    # A vector that is sealed and not finite was stored by something else than this embcache.
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        faults["corrupt"] += int((~finite).sum())
+        kept = np.flatnonzero(finite)
+        hits, entries, vectors = [hits[i] for i in kept], [entries[i] for i in kept], vectors[kept]
+    return Opened(hits, vectors, entries, faults)

@@ -1,0 +1,259 @@
+"""The two faces of the engine: ``CachedEmbedder`` and its asynchronous twin ``AsyncCachedEmbedder``."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, Self
+
+from embcache import config
+from embcache.engine import Engine
+from embcache.inputs import read_inputs
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from embcache.providers.base import Provider
+    from embcache.stores.base import Store
+    from embcache.types import CacheStats, EmbedResult, Space, Vectors
+
+    EmbedInput = str | Iterable[str] | Sequence[int] | Sequence[Sequence[int]]
+
+SECONDS_AT_EXIT = 2.0
+"""How long the interpreter's exit, or an embedder nobody holds any more, waits for what is being bought."""
+FEW = 256
+"""Inputs looked up within the event loop; more are looked up beside it."""
+
+
+class _Face:
+    """What both faces have: the constructor, and what needs no waiting.
+
+    Args:
+        model: the model to ask for, as the provider spells it; by default ``baai/bge-m3``, or the local provider's.
+        encoding_format: how vectors travel, ``"base64"`` or ``"float"``. Part of the key.
+        dimensions: the length of vector to ask for; None asks for none. Part of the key.
+        extra_body: further fields of each request, sent as they are. Part of the key.
+        api_key: by default ``NOVITA_API_KEY``; needed at the first request only. Sent to ``base_url``.
+        base_url: the server, as the ``openai`` client takes it; by default ``EMBCACHE_BASE_URL``, else Novita's.
+        provider_name: what keys call the server, instead of its host and path, so that one that moves keeps its cache.
+        cache_dir: the cache folder; by default ``EMBCACHE_DIR``, else the platform's folder for caches of this user.
+        size_limit: bytes the cache may take; None never evicts, otherwise the oldest stored entries go first.
+        batch_size: inputs in one request at most.
+        max_concurrency: requests in flight at most.
+        timeout: seconds for one request as a whole. One that timed out may have been billed; it is sent once more.
+        max_retries: attempts after the first, on 408, 409, 425, 429, 5xx and broken connections.
+        prices: dollars for a million tokens, by model, where embcache does not know them.
+        provider: ``"novita"``, ``"local"``, or any :class:`~embcache.providers.Provider`; by default
+            ``EMBCACHE_PROVIDER``, else the API.
+        store: any :class:`~embcache.stores.Store`, instead of the one in the cache folder.
+        on_store_error: ``"warn"`` goes on without the cache where it fails, ``"raise"`` raises ``StoreError``.
+        progress: True shows a bar, False none, None shows one on a terminal for what takes longer than two seconds.
+
+    Raises:
+        ConfigError: a value cannot work; the message says what to do.
+    """
+
+    def __init__(  # noqa: PLR0913 - all by keyword but the model
+        self,
+        model: str | None = None,
+        *,
+        encoding_format: str = "base64",
+        dimensions: int | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        provider_name: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        size_limit: int | None = None,
+        batch_size: int = 2048,
+        max_concurrency: int = 4,
+        timeout: float = 60.0,
+        max_retries: int = 5,
+        prices: Mapping[str, float] | None = None,
+        provider: str | Provider | None = None,
+        store: Store | None = None,
+        on_store_error: str = "warn",
+        progress: bool | None = None,
+    ) -> None:
+        self._engine = Engine(
+            config.build(
+                model=model,
+                encoding_format=encoding_format,
+                dimensions=dimensions,
+                extra_body=extra_body,
+                api_key=api_key,
+                base_url=base_url,
+                provider_name=provider_name,
+                cache_dir=cache_dir,
+                size_limit=size_limit,
+                batch_size=batch_size,
+                max_concurrency=max_concurrency,
+                timeout=timeout,
+                max_retries=max_retries,
+                prices=prices,
+                provider=provider,
+                store=store,
+                on_store_error=on_store_error,
+                progress=progress,
+            )
+        )
+        # Runs where the embedder is no longer held, and at the interpreter's exit.
+        self._end = weakref.finalize(self, self._engine.close, SECONDS_AT_EXIT)
+
+    def __repr__(self) -> str:
+        space = self.space
+        return f"{type(self).__name__}({space.model!r}, provider={space.provider!r}, format={space.format!r})"
+
+    @property
+    def space(self) -> Space:
+        """What, besides the input, decides which vector comes back; see :func:`embcache.keys.preimage`."""
+        return self._engine.settings.space
+
+    @property
+    def model(self) -> str:
+        """The model that is asked for."""
+        return self.space.model
+
+    @property
+    def session(self) -> CacheStats:
+        """The figures of this embedder alone, since it was made."""
+        return self._engine.session()
+
+    def _warn(self) -> None:
+        self._engine.keeper.tell(stacklevel=3)
+
+
+class CachedEmbedder(_Face):
+    __doc__ = f"""Embeddings of texts, bought once and kept.
+
+    Safe to use from many threads. Ends with ``close()`` or as a context manager.
+    {(_Face.__doc__ or "").partition(chr(10))[2]}"""
+
+    def embed(self, input: EmbedInput, *, refresh: bool = False) -> Vectors:  # noqa: A002 - the API's own word for it
+        """Return the vectors of ``input``, asking the provider only for those that are not stored.
+
+        Args:
+            input: a text; an iterable of texts; ONE input as a list of token ids; or a list of such lists.
+            refresh: ask for all of them again, and replace what is stored.
+
+        Returns:
+            float32, shape ``(n, dims)`` in the order given, or ``(dims,)`` for a single text or list of token ids. The
+            array is the caller's own. ``[]`` costs nothing and gives ``(0, dims)``.
+
+        Raises:
+            InvalidInput: an input cannot be embedded; nothing was sent.
+            InputRejected: the server refused single inputs; the others are stored.
+            ProviderError: the provider could not be used; what was bought before is stored.
+            ConfigError: there is no API key, or the local model is not installed.
+            StoreError: the cache failed, with ``on_store_error="raise"`` only.
+
+        A call takes at most, for each request it needs, ``timeout`` for each of ``1 + max_retries`` attempts (two at
+        most that time out) and 30 s of waiting between two of them, ``max_concurrency`` requests side by side; and at
+        most 1 s for a store that does not answer.
+        """
+        return self._result(input, refresh=refresh).vectors
+
+    def embed_result(self, input: EmbedInput, *, refresh: bool = False) -> EmbedResult:  # noqa: A002 - as above
+        """Return the vectors of ``input`` with what they took; takes and raises what :meth:`embed` does."""
+        return self._result(input, refresh=refresh)
+
+    def forget(self, input: EmbedInput) -> int:  # noqa: A002 - as above
+        """Remove what is stored for ``input``, and return how many entries that were.
+
+        The bytes are overwritten on disk. The accounts keep what was paid.
+
+        Raises:
+            InvalidInput: as :meth:`embed`.
+            StoreError: it could not be removed.
+        """
+        return self._engine.forget(read_inputs(input))
+
+    def stats(self) -> CacheStats:
+        """Return what was paid and saved: the figures of the whole cache since its beginning, of all models.
+
+        Raises:
+            StoreError: the cache cannot be read.
+        """
+        return self._engine.stats()
+
+    def close(self) -> None:
+        """Wait for what is being bought, write what was counted, and give everything back."""
+        if self._end.detach():
+            self._engine.close()
+            self._warn()
+
+    def __enter__(self) -> Self:
+        """Return the embedder; leaving the block closes it."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the embedder."""
+        self.close()
+
+    def _result(self, given: EmbedInput, *, refresh: bool) -> EmbedResult:
+        call = self._engine.begin(read_inputs(given), refresh=refresh)
+        call.done.result()
+        self._engine.keeper.tell(stacklevel=3)
+        return self._engine.finish(call)
+
+
+class AsyncCachedEmbedder(_Face):
+    __doc__ = f"""Embeddings of texts, bought once and kept: the twin of ``CachedEmbedder`` for asyncio.
+
+    Any number of tasks may use it at a time. Ends with ``aclose()`` or as an asynchronous context manager. A task that
+    is cancelled cancels no request: what was begun is paid for, and is stored.
+    {(_Face.__doc__ or "").partition(chr(10))[2]}"""
+
+    async def embed(self, input: EmbedInput, *, refresh: bool = False) -> Vectors:  # noqa: A002 - as above
+        """Return the vectors of ``input``; see :meth:`CachedEmbedder.embed`."""
+        return (await self._result(input, refresh=refresh)).vectors
+
+    async def embed_result(self, input: EmbedInput, *, refresh: bool = False) -> EmbedResult:  # noqa: A002 - as above
+        """Return the vectors of ``input`` with what they took; see :meth:`CachedEmbedder.embed`."""
+        return await self._result(input, refresh=refresh)
+
+    async def forget(self, input: EmbedInput) -> int:  # noqa: A002 - as above
+        """Remove what is stored for ``input``; see :meth:`CachedEmbedder.forget`."""
+        import asyncio  # noqa: PLC0415 - whoever calls this has it already, and ``import embcache`` need not
+
+        return await asyncio.to_thread(self._engine.forget, read_inputs(input))
+
+    async def stats(self) -> CacheStats:
+        """Return the figures of the whole cache; see :meth:`CachedEmbedder.stats`."""
+        import asyncio  # noqa: PLC0415 - as above
+
+        return await asyncio.to_thread(self._engine.stats)
+
+    async def aclose(self) -> None:
+        """Wait for what is being bought, write what was counted, and give everything back."""
+        import asyncio  # noqa: PLC0415 - as above
+
+        if self._end.detach():
+            await asyncio.to_thread(self._engine.close)
+            self._warn()
+
+    async def __aenter__(self) -> Self:
+        """Return the embedder; leaving the block closes it."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the embedder."""
+        await self.aclose()
+
+    async def _result(self, given: EmbedInput, *, refresh: bool) -> EmbedResult:
+        import asyncio  # noqa: PLC0415 - as above
+
+        inputs = read_inputs(given)
+        if len(inputs.items) <= FEW:
+            call = self._engine.begin(inputs, refresh=refresh)
+        else:
+            call = await asyncio.to_thread(self._engine.begin, inputs, refresh=refresh)
+        if not call.done.done():
+            await asyncio.wrap_future(call.done)
+        self._engine.keeper.tell(stacklevel=3)
+        return self._engine.finish(call)

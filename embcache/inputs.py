@@ -1,0 +1,139 @@
+"""What a caller may hand to ``embed()``, made uniform: every form of the API's ``input``, checked before it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from embcache.errors import InvalidInput
+from embcache.keys import MAX_TOKEN_ID, encode_item
+
+if TYPE_CHECKING:
+    from embcache.types import Item, Kind
+
+MAX_TOKEN_IDS = 8192
+"""Token ids of one input at most, the limit the API documents."""
+
+WHAT_IS_TAKEN = "give a text, an iterable of texts, ONE input as a list of token ids, or a list of such lists"
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The inputs of one call.
+
+    Attributes:
+        items: each as it is sent.
+        payloads: the exact bytes of each, which are hashed.
+        kind: whether they are texts or token ids.
+        single: whether ONE input was given, so that one vector is wanted and not a list of one.
+    """
+
+    items: Sequence[Item]
+    payloads: Sequence[bytes]
+    kind: Kind
+    single: bool
+
+    def distinct(self) -> tuple[list[int], list[int] | None]:
+        """Return the position of each first occurrence, and which of these each input equals.
+
+        The second is None where all inputs differ.
+        """
+        seen: dict[bytes, int] = {}
+        number = [seen.setdefault(payload, len(seen)) for payload in self.payloads]
+        if len(seen) == len(number):
+            return list(range(len(number))), None
+        first: dict[int, int] = {}
+        for position, which in enumerate(number):
+            first.setdefault(which, position)
+        return list(first.values()), number
+
+
+def read_inputs(given: object) -> Inputs:
+    """Return the inputs of a call, whatever form of the API they come in.
+
+    Args:
+        given: a text; any iterable of texts (list, tuple, generator, NumPy array or pandas column); ONE input as a
+            sequence of token ids; a sequence of such sequences.
+
+    Raises:
+        InvalidInput: it is none of these, or an input cannot be embedded; with the indexes.
+    """
+    if isinstance(given, str):
+        return _texts([given], single=True)
+    if isinstance(given, (bytes, bytearray, memoryview, Mapping, Set)) or not isinstance(given, Iterable):
+        message = f"a {type(given).__name__} cannot be embedded; {WHAT_IS_TAKEN}"
+        raise InvalidInput(message)
+    items = _to_list(cast("Iterable[Any]", given))
+    if not items or all(isinstance(item, str) for item in items):
+        return _texts(items, single=False)
+    if all(type(item) is int for item in items):
+        return _tokens([items], single=True)
+    if all(_is_list(item) for item in items):
+        return _tokens([_to_list(item) for item in items], single=False)
+    wrong = _odd_ones(items)
+    message = f"neither all texts nor all token ids; {WHAT_IS_TAKEN}"
+    raise InvalidInput(message, wrong)
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, (Sequence, Iterator)) and not isinstance(value, (str, bytes, bytearray, memoryview)) or (
+        hasattr(value, "tolist") and not isinstance(value, (str, bytes))
+    )
+
+
+def _to_list(values: Iterable[Any]) -> list[Any]:
+    """Return a list of Python objects; an array or a column gives its own, so that NumPy's integers become ints."""
+    if isinstance(values, list):
+        return values
+    tolist = getattr(values, "tolist", None)
+    listed = tolist() if callable(tolist) else None
+    return cast("list[Any]", listed) if isinstance(listed, list) else list(values)
+
+
+def _odd_ones(items: Sequence[object]) -> list[int]:
+    """Return the positions to name when inputs are mixed: those unlike the first one that could be an input."""
+    shapes = ["text" if isinstance(i, str) else "id" if type(i) is int else "ids" if _is_list(i) else "" for i in items]
+    expected = next((shape for shape in shapes if shape), "")
+    return [position for position, shape in enumerate(shapes) if shape != expected or not shape]
+
+
+def _texts(texts: Sequence[str], *, single: bool) -> Inputs:
+    try:
+        payloads = [text.encode() for text in texts]
+    except UnicodeEncodeError:
+        wrong = [position for position, text in enumerate(texts) if not _encodes(text)]
+        message = "holds a lone surrogate, which is not text and cannot be sent as UTF-8"
+        raise InvalidInput(message, wrong) from None  # the cause would show the text
+    if not all(payloads):
+        wrong = [position for position, payload in enumerate(payloads) if not payload]
+        message = "empty; the API does not embed an empty string, leave it out"
+        raise InvalidInput(message, wrong)
+    return Inputs(texts, payloads, "text", single)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _tokens(lists: Sequence[Sequence[Any]], *, single: bool) -> Inputs:
+    def wrong(is_wrong: Any) -> list[int]:  # noqa: ANN401 - a predicate over anything
+        return [position for position, ids in enumerate(lists) if is_wrong(ids)]
+
+    cases = (
+        (lambda ids: not ids, "an empty list of token ids"),
+        (lambda ids: len(ids) > MAX_TOKEN_IDS, f"more than {MAX_TOKEN_IDS} token ids"),
+        (
+            lambda ids: any(type(i) is not int or not 0 <= i <= MAX_TOKEN_ID for i in ids),
+            f"token ids are whole numbers from 0 to {MAX_TOKEN_ID}; {WHAT_IS_TAKEN}",
+        ),
+    )
+    for is_wrong, reason in cases:
+        if indexes := wrong(is_wrong):
+            raise InvalidInput(reason, indexes)
+    items = [list(ids) for ids in lists]
+    return Inputs(items, [encode_item(ids) for ids in items], "tokens", single)

@@ -1,0 +1,182 @@
+"""Keeps what was bought: the store as one embedder sees it, which never makes a call fail unless it is asked to.
+
+Knows what the store knows of the embedder's space (its dimensions, how much the server takes at once), writes vectors
+and accounts in one commit, and tells of what goes wrong: every time in the log, once as a warning.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections import deque
+from typing import TYPE_CHECKING
+
+from embcache.batching import Cap
+from embcache.codec import open_entries, open_note, seal_entry, seal_note
+from embcache.errors import BadReply, EmbcacheWarning, StoreBusy, StoreError
+from embcache.keys import encode_space, note_key
+from embcache.ledger import Ledger
+from embcache.stores.base import PinConflict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from embcache.codec import Opened
+    from embcache.config import Settings
+    from embcache.flight import Flight
+    from embcache.stores.base import Store
+
+log = logging.getLogger("embcache")
+
+CAP_SECONDS = 86_400
+"""How long it is remembered that a server refused a number of inputs: a day."""
+EVENTS = {
+    "evicted": "{count} entries were removed to keep size_limit; they will be bought again if asked for",
+    "quarantined": "the cache file was damaged; it was set aside and a new one begun",
+    "reopened": "the cache file was replaced while it was open; it was opened anew",
+}
+
+
+class Keeper:
+    """The store, the account book and the notices of one embedder.
+
+    Attributes:
+        ledger: what was counted.
+        cap: how many inputs the server takes at once.
+    """
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        """Take ``store`` into service; nothing is read yet."""
+        self._settings = settings
+        self._store = store
+        self._space_name = encode_space(settings.space)
+        self._pin_key = note_key(settings.space, "dimensions")
+        self._cap_key = note_key(settings.space, "largest request")
+        self._dims = settings.dimensions
+        self._pinned = False
+        self._learned = False
+        self._told: set[str] = set()
+        self._notices: deque[str] = deque()
+        self.cap = Cap()
+        self.ledger = Ledger(settings.space)
+
+    @property
+    def dims(self) -> int | None:
+        """The length of this space's vectors, None where none is known yet."""
+        self._learn()
+        return self._dims
+
+    def look_up(self, keys: Sequence[bytes], digests: Sequence[bytes]) -> tuple[list[int], Opened, StoreError | None]:
+        """Return which of ``keys`` are held and proved, with their vectors, and what went wrong with the store.
+
+        Raises:
+            StoreError: the store cannot be read, with ``on_store_error="raise"``.
+        """
+        failure = None
+        try:
+            held = self._store.get_many(keys)
+        except StoreError as error:
+            if self._settings.raise_store_errors:
+                raise
+            self._store_failed(error, len(keys))
+            held, failure = {}, error
+        there = [place for place, key in enumerate(keys) if key in held]
+        opened = open_entries([held[keys[p]] for p in there], [digests[p] for p in there], self.dims)
+        if opened.faults:
+            self.ledger.add(**opened.faults)
+            for fault, count in opened.faults.items():
+                self.note(fault, f"{count} entries of the cache did not prove themselves ({fault}) and are bought again")
+        if opened.hits:
+            self._dims = opened.vectors.shape[1]
+        return [there[hit] for hit in opened.hits], opened, failure
+
+    def keep(self, flights: Sequence[Flight], bill: Mapping[str, int]) -> StoreError | None:
+        """Store the vectors of ``flights`` and the ``bill`` of their request in one commit; return what went wrong.
+
+        A flight whose vector has another length than the space's is given that as its error.
+        """
+        usage = self.ledger.take(**bill)
+        sound = [(f, f.row, f.entry) for f in flights if f.row is not None and f.entry is not None]
+        records = {flight.key: seal_entry(flight.digest, row, entry) for flight, row, entry in sound}
+        dims = sound[0][2].dims if sound else None
+        pin = None if self._pinned or dims is None else (self._pin_key, seal_note(self._pin_key, {"d": dims}))
+        try:
+            failure = self._put(records, usage, pin=pin)
+        except PinConflict:
+            # Another process bought the first vectors of this space meanwhile, and they have another length.
+            self._learned, self._dims = False, None
+            for flight, _, _ in sound:
+                reason = f"the provider's vector has {dims} dimensions instead of {self.dims}; it was not stored"
+                flight.row, flight.entry, flight.error = None, None, BadReply(reason, status=200, of_inputs=True)
+            return self._put({}, usage)
+        if records:
+            self._dims = dims
+        if records and failure is None:
+            self._pinned = True
+            self.ledger.add_to_session(entries=len(records), bytes_on_disk=sum(map(len, records.values())))
+        return failure
+
+    def remember_cap(self) -> None:
+        """Keep what was learned of how much the server takes at once, for the next process."""
+        note = {"g": self.cap.good, "b": self.cap.bad, "t": int(time.time())}
+        self._put({}, {}, notes={self._cap_key: seal_note(self._cap_key, note)})
+
+    def flush(self) -> None:
+        """Tell the store what was counted; what it does not take is kept for the next time."""
+        if usage := self.ledger.take():
+            self._put({}, usage)
+
+    def note(self, kind: str, message: str) -> None:
+        """Tell of something that went wrong without failing: in the log, and once of each kind as a warning."""
+        log.warning(message)
+        if kind not in self._told:
+            self._told.add(kind)
+            self._notices.append(message)
+
+    def tell(self, stacklevel: int) -> None:
+        """Give out the warnings that have come up. Called on a caller's own thread, whose filters apply."""
+        while self._notices:
+            warnings.warn(self._notices.popleft(), EmbcacheWarning, stacklevel=stacklevel + 1)
+
+    def _learn(self) -> None:
+        """Read what the store knows of the space, once."""
+        if self._learned:
+            return
+        try:
+            notes = self._store.get_many([self._pin_key, self._cap_key])
+        except StoreError:
+            return  # the look-up beside it meets the same, and says so
+        self._learned = True
+        pin = open_note(self._pin_key, notes.get(self._pin_key))
+        if pin is not None:
+            self._dims, self._pinned = pin["d"], True
+        cap = open_note(self._cap_key, notes.get(self._cap_key))
+        if cap is not None and 0 <= time.time() - cap["t"] < CAP_SECONDS:
+            self.cap.good, self.cap.bad = cap["g"], cap["b"]
+
+    def _put(
+        self,
+        records: Mapping[bytes, bytes],
+        usage: Mapping[bytes, Mapping[str, int]],
+        *,
+        notes: Mapping[bytes, bytes] | None = None,
+        pin: tuple[bytes, bytes] | None = None,
+    ) -> StoreError | None:
+        try:
+            self._store.put_many(records, usage, space=self._space_name, notes=notes, pin=pin)
+        except StoreError as error:
+            # A write that was begun and not awaited may still be done: counted twice would be worse than late.
+            if not (isinstance(error, StoreBusy) and error.started):
+                self.ledger.give_back(usage)
+            self._store_failed(error, len(records))
+            return error
+        for name, count in self._store.events().items():
+            self.ledger.add(**{name: count})
+            self.note(name, EVENTS[name].format(count=count))
+        return None
+
+    def _store_failed(self, error: StoreError, count: int) -> None:
+        counter = "store_busy" if isinstance(error, StoreBusy) else "store_errors"
+        self.ledger.add(**{counter: count})
+        self.note(counter, f"{error}; {count} vectors were not read from it or kept in it")

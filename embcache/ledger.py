@@ -1,0 +1,77 @@
+"""The account book of an embedder: what it counted, and what of that the store has not been told yet."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from embcache.usage import account_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from embcache.types import Space
+
+FLUSH_SECONDS = 1.0
+"""Counts wait in memory this long before they are written."""
+
+
+class Ledger:
+    """Counts for one space: of the session, and on their way to the store."""
+
+    def __init__(self, space: Space) -> None:
+        """Open an empty book."""
+        self._space = space
+        self._lock = threading.Lock()
+        self._session: Counter[str] = Counter()
+        self._pending: dict[bytes, Counter[str]] = {}
+        self._pending_since: float | None = None
+
+    def add(self, **counts: int) -> None:
+        """Count, for the session and for the store to be told."""
+        with self._lock:
+            self._add(counts)
+
+    def take(self, **counts: int) -> dict[bytes, Counter[str]]:
+        """Count this too, and return all that the store is to be told: the taker's to deliver from now on.
+
+        In one step, so that what a request was billed goes into the very commit that stores what it bought.
+        """
+        with self._lock:
+            self._add(counts)
+            pending, self._pending, self._pending_since = self._pending, {}, None
+            return pending
+
+    def give_back(self, usage: Mapping[bytes, Mapping[str, int]]) -> None:
+        """Take back what could not be delivered."""
+        with self._lock:
+            for account, counts in usage.items():
+                self._pending.setdefault(account, Counter()).update(counts)
+            self._pending_since = time.monotonic()
+
+    def add_to_session(self, **counts: int) -> None:
+        """Count what the store knows by itself."""
+        with self._lock:
+            self._session.update(counts)
+
+    def seconds_until_flush(self) -> float | None:
+        """Return how long the store need not be told yet, at least 0; None where there is nothing to tell."""
+        with self._lock:
+            if self._pending_since is None:
+                return None
+            return max(0.0, self._pending_since + FLUSH_SECONDS - time.monotonic())
+
+    def session(self) -> dict[str, int]:
+        """Return what was counted since the book was opened."""
+        with self._lock:
+            return dict(self._session)
+
+    def _add(self, counts: Mapping[str, int]) -> None:
+        if not any(counts.values()):
+            return
+        self._session.update(counts)
+        self._pending.setdefault(account_of(self._space, time.time()), Counter()).update(counts)
+        if self._pending_since is None:
+            self._pending_since = time.monotonic()

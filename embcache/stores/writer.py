@@ -1,0 +1,85 @@
+"""One thread that does all the writing of a store, so that no interrupt of a caller can leave a transaction open."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from embcache.errors import StoreBusy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+class _Errand:
+    """One action to carry out, and what became of it. Only one side can win: ``start()`` or ``withdraw()``."""
+
+    __slots__ = ("_state", "action", "outcome")
+
+    def __init__(self, action: Callable[[], Any]) -> None:
+        self.action = action
+        self.outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        self._state = threading.Lock()
+
+    def start(self) -> bool:
+        return self._state.acquire(blocking=False)
+
+    withdraw = start
+
+
+class Writer:
+    """Runs actions one after the other on a thread of its own, started at the first one."""
+
+    def __init__(self, name: str) -> None:
+        """Name the thread ``name``."""
+        self._name = name
+        self._errands: queue.SimpleQueue[_Errand | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def run(self, action: Callable[[], T], patience: float) -> T:
+        """Carry out ``action`` on the thread and return what it returns, or raise what it raises.
+
+        A caller that is interrupted while it waits leaves the action to end by itself.
+
+        Args:
+            action: what to do.
+            patience: seconds to wait for it.
+
+        Raises:
+            StoreBusy: it was not done in time. Unless ``started``, it never will be.
+        """
+        errand = _Errand(action)
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self._thread.start()
+        self._errands.put(errand)
+        try:
+            result, error = errand.outcome.get(timeout=patience)
+        except queue.Empty:
+            started = not errand.withdraw()
+            message = f"the cache did not take a write within {patience:g} s"
+            raise StoreBusy(message, started=started) from None
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]  # the queue carries every action's result
+
+    def stop(self) -> None:
+        """End the thread once it has done what was asked; another ``run()`` starts a new one."""
+        with self._lock:
+            if self._thread is not None and self._thread.is_alive():
+                self._errands.put(None)
+                self._thread.join(timeout=1.0)
+            self._thread = None
+
+    def _work(self) -> None:
+        while (errand := self._errands.get()) is not None:
+            if errand.start():
+                try:
+                    errand.outcome.put((errand.action(), None))
+                except BaseException as error:  # noqa: BLE001 - it is raised again where the action was asked for
+                    errand.outcome.put((None, error))

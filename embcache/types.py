@@ -1,0 +1,206 @@
+"""The nouns: what is asked, what came back, what it cost. Frozen, without behaviour beyond showing themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Vectors = NDArray[np.float32]
+"""An array of little-endian float32: ``(n, dims)`` for many inputs, ``(dims,)`` for one."""
+
+Item = str | list[int]
+"""One input as it is sent: a text, or the token ids of one."""
+
+Kind = Literal["text", "tokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What, besides the input itself, decides which vector comes back: the namespace of a key.
+
+    Attributes:
+        provider: who computes it, such as ``novita`` or ``127.0.0.1:8080/v1``.
+        model: the model as it is asked for.
+        format: ``encoding_format`` as it is asked for, ``base64`` or ``float``.
+        fields: every further thing that changes the vector, as (name, canonical value), sorted by name.
+    """
+
+    provider: str
+    model: str
+    format: str
+    fields: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request to a provider: what is sent, and how long it may take.
+
+    Attributes:
+        items: the inputs, all texts or all lists of token ids; never empty.
+        model: the model to ask.
+        encoding_format: ``base64`` or ``float``.
+        dimensions: the length of vector to ask for; None sends nothing.
+        extra_body: further fields of the request, sent as they are.
+        timeout: seconds for the request as a whole.
+    """
+
+    items: Sequence[Item]
+    model: str
+    encoding_format: str
+    dimensions: int | None
+    extra_body: Mapping[str, Any]
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a provider answered, read but not yet judged.
+
+    Attributes:
+        rows: one vector an entry of the answer, as little-endian float32 bytes; None where it could not be read as one.
+        indexes: the ``index`` of each row; None where the answer gave none.
+        model: the model as answered, None where the answer named none.
+        prompt_tokens: tokens billed as the server tells them, None where it told nothing usable.
+        total_tokens: the same for the whole request; what the accounts use.
+    """
+
+    rows: Sequence[bytes | None]
+    indexes: Sequence[int | None]
+    model: str | None = None
+    prompt_tokens: int | None = None
+    total_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one call, as the provider counts them.
+
+    Attributes:
+        prompt_tokens: billed for this call, as the server told.
+        total_tokens: billed for this call in all, as the server told; equal to ``prompt_tokens`` for embeddings.
+        saved_tokens: what the inputs that were not sent had been billed when they were bought.
+        unknown_requests: requests of this call that may have been billed without the server telling how much.
+    """
+
+    prompt_tokens: int = 0
+    total_tokens: int = 0
+    saved_tokens: int = 0
+    unknown_requests: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbedResult:
+    """The answer to one call, with what it took. ``hits + misses + duplicates`` is the number of inputs.
+
+    Attributes:
+        vectors: float32, shape ``(n, dims)``, or ``(dims,)`` where one text was given; yours to write to.
+        usage: tokens billed and saved.
+        hits: inputs answered without a request of this call: from the store, or from another caller's request.
+        misses: distinct inputs that this call sent.
+        duplicates: further occurrences of a miss in the same call.
+        requests: requests this call started, refused and repeated ones included.
+        model: the model as the provider named it when it computed the vectors; the one asked for where it named none.
+    """
+
+    vectors: Vectors
+    usage: Usage
+    hits: int
+    misses: int
+    duplicates: int
+    requests: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """What was paid and what was saved: of a whole store since its beginning, or of one embedder.
+
+    Attributes:
+        entries: vectors in the store (of a session: stored by it).
+        bytes_on_disk: bytes of the store's files; in ``by_model`` and in a session, of the entries alone.
+        hits: inputs answered without a request.
+        misses: distinct inputs sent.
+        duplicates: further occurrences of a miss in the same call.
+        requests: requests sent, refused and repeated ones included.
+        billed_tokens: tokens billed, as the server told them.
+        saved_tokens: tokens that hits and duplicates would have been billed again.
+        cost: what the billed tokens cost, in the currency of the prices; None where a price is unknown.
+        saved_cost: the same for the saved tokens.
+        saved_exact: how many of ``saved_tokens`` are exact; the rest is a request's bill divided by length.
+        unknown_requests: requests that may have been billed without the server telling how much.
+        corrupt: entries that failed their checksum or form, and were fetched again.
+        wrong_text: entries that belonged to another input than their key says, and were not used.
+        bad_version: entries of a version this embcache does not read.
+        store_errors: vectors that could not be read or stored because the store failed.
+        store_busy: the same because somebody else held it.
+        evicted: entries removed to keep ``size_limit``.
+        quarantined: times a damaged file was set aside.
+        reopened: times the file was replaced under an open store.
+        by_model: the same figures for each model.
+    """
+
+    entries: int = 0
+    bytes_on_disk: int = 0
+    hits: int = 0
+    misses: int = 0
+    duplicates: int = 0
+    requests: int = 0
+    billed_tokens: int = 0
+    saved_tokens: int = 0
+    cost: float | None = 0.0
+    saved_cost: float | None = 0.0
+    saved_exact: int = 0
+    unknown_requests: int = 0
+    corrupt: int = 0
+    wrong_text: int = 0
+    bad_version: int = 0
+    store_errors: int = 0
+    store_busy: int = 0
+    evicted: int = 0
+    quarantined: int = 0
+    reopened: int = 0
+    by_model: Mapping[str, CacheStats] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __str__(self) -> str:
+        """Return what was paid and what was saved, as lines of text."""
+        asked = self.hits + self.misses + self.duplicates
+        spared = self.hits + self.duplicates
+        lines = [
+            f"{self.entries:,} entries, {self.bytes_on_disk:,} bytes",
+            f"{asked:,} inputs asked for, {spared:,} of them not sent"
+            + (f" ({spared / asked:.1%}); " if asked else "; ")
+            + f"{self.requests:,} requests",
+            f"{self.billed_tokens:,} tokens billed ({show_money(self.cost)}), "
+            f"{self.saved_tokens:,} saved ({show_money(self.saved_cost)})",
+        ]
+        if self.unknown_requests:
+            lines.append(f"{self.unknown_requests:,} requests of unknown cost")
+        lines += [f"{name}: {getattr(self, name):,}" for name in FAULT_COUNTERS if getattr(self, name)]
+        return "\n".join(lines)
+
+
+FAULT_COUNTERS = (
+    "corrupt",
+    "wrong_text",
+    "bad_version",
+    "store_errors",
+    "store_busy",
+    "evicted",
+    "quarantined",
+    "reopened",
+)
+"""The counters of what went wrong without failing, in the order they are shown."""
+
+
+def show_money(amount: float | None) -> str:
+    """Return an amount for people: two decimals, more where it is small, and ``unknown`` for None."""
+    if amount is None:
+        return "price unknown"
+    return f"${amount:,.2f}" if amount == 0 or amount >= 1 else f"${amount:.2g}" if amount < 0.01 else f"${amount:.4f}"

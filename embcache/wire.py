@@ -1,0 +1,140 @@
+"""The OpenAI-style JSON of an embeddings call, to and from our nouns."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from embcache.errors import BadReply
+from embcache.types import Reply
+from embcache.usage import believed
+
+if TYPE_CHECKING:
+    from embcache.types import Ask
+
+RESERVED_FIELDS = frozenset({"input", "model", "encoding_format", "dimensions"})
+"""Fields of a request that have an argument of their own and may not come in ``extra_body``."""
+MAX_CODE = 64
+
+
+class _Datum(msgspec.Struct):
+    embedding: bytes | list[float]  # msgspec reads bytes from strict base64
+    index: int | None = None
+
+
+class _Answer(msgspec.Struct):
+    data: list[_Datum]
+    model: Any = None
+    usage: Any = None
+
+
+_decoder = msgspec.json.Decoder(_Answer)
+
+
+def encode_request(ask: Ask) -> bytes:
+    """Return the JSON body of ``ask``: ``input`` always as a list, and nothing that was not set."""
+    body: dict[str, Any] = {
+        "model": ask.model,
+        "input": list(ask.items),
+        "encoding_format": ask.encoding_format,
+    }
+    if ask.dimensions is not None:
+        body["dimensions"] = ask.dimensions
+    return msgspec.json.encode(body | dict(ask.extra_body))
+
+
+def decode_reply(body: bytes) -> Reply:
+    """Return what an answer with status 200 says, floats and base64 alike.
+
+    A vector that cannot be read makes its row None; the others are read all the same, since they were paid for.
+
+    Raises:
+        BadReply: it is not JSON, or not a list of embeddings.
+    """
+    try:
+        answer = _decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return _decode_slowly(body)
+    rows = [_floats(d.embedding) if isinstance(d.embedding, list) else _whole(d.embedding) for d in answer.data]
+    return _reply(rows, [d.index for d in answer.data], answer.model, answer.usage)
+
+
+def _reply(rows: list[bytes | None], indexes: list[int | None], model: object, usage: object) -> Reply:
+    told: dict[str, object] = usage if isinstance(usage, dict) else {}
+    prompt, total = believed(told.get("prompt_tokens")), believed(told.get("total_tokens"))
+    return Reply(
+        rows,
+        indexes,
+        model if isinstance(model, str) and model else None,
+        total if prompt is None else prompt,
+        prompt if total is None else total,
+    )
+
+
+def _bad(reason: str) -> BadReply:
+    # The server answered 200, so it probably billed; what it said of that could not be read.
+    return BadReply(reason, status=200, retryable=True, unaccounted=True)
+
+
+def _decode_slowly(body: bytes) -> Reply:
+    """Read an answer item by item, for the sake of those items that can be read."""
+    try:
+        answer = json.loads(body.decode())  # takes NaN and Infinity, which some servers write
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, a number or a nesting beyond bounds
+        message = "the provider answered 200 with something that is not JSON; nothing of it was stored"
+        raise _bad(message) from None  # the cause would quote the body
+    data = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(data, list) or not all(isinstance(datum, dict) for datum in data):
+        told = "an error" if isinstance(answer, dict) and answer.get("error") else "no list of embeddings"
+        message = f"the provider answered 200 with {told}; nothing of it was stored"
+        raise _bad(message)
+    indexes = [datum.get("index") for datum in data]
+    if not all(index is None or type(index) is int for index in indexes):
+        message = "the provider answered with an index that is not a whole number; nothing of it was stored"
+        raise _bad(message)
+    rows = [_any_row(datum.get("embedding")) for datum in data]
+    return _reply(rows, indexes, answer.get("model"), answer.get("usage"))
+
+
+def _whole(row: bytes) -> bytes | None:
+    return row if row and len(row) % 4 == 0 else None
+
+
+def _floats(values: list[float]) -> bytes | None:
+    with np.errstate(over="ignore"):  # 1e300 becomes infinite, and is refused for that
+        return np.array(values, dtype="<f4").tobytes() or None
+
+
+def _any_row(value: object) -> bytes | None:
+    if isinstance(value, str):
+        try:
+            return _whole(base64.b64decode(value, validate=True))
+        except (binascii.Error, ValueError):
+            return None
+    if isinstance(value, list) and all(type(number) in (int, float) for number in value):
+        try:
+            return _floats(value)
+        except OverflowError:  # a whole number too large for a float
+            return None
+    return None
+
+
+def read_error(body: bytes) -> tuple[str | None, str]:
+    """Return code and words of an answer that is not 200: Novita's flat form, OpenAI's wrapped one, or plain text."""
+    try:
+        answer = json.loads(body.decode())
+    except (ValueError, RecursionError):
+        return None, body[:2000].decode(errors="replace").strip()
+    if isinstance(answer, dict) and isinstance(answer.get("error"), dict):
+        answer = answer["error"]
+    if not isinstance(answer, dict):
+        return None, str(answer)[:2000]
+    codes = [answer.get(name) for name in ("reason", "code", "type", "error_type")]
+    code = next((c for c in codes if isinstance(c, str) and c), None)
+    words = next((w for w in (answer.get(n) for n in ("message", "detail", "error", "msg")) if isinstance(w, str)), "")
+    return code[:MAX_CODE] if code else None, words
