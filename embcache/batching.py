@@ -133,10 +133,7 @@ class Cutter:
             return most
         # 4. Otherwise one at a time, and while it is under way the rest goes out in the size that is safe. With an
         #    unexplained refusal the parts under way may be about to explain it, so that they are waited for.
-        if unexplained:
-            trial_open = bool(self._flying)
-        else:
-            trial_open = any(part.size > good for part in self._flying)
+        trial_open = bool(self._flying) if unexplained else any(part.size > good for part in self._flying)
         if trial_open:
             return good if bad is not None else 0
         return most

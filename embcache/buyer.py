@@ -288,7 +288,7 @@ class Buyer:
         asked = self._settings.space.model
         if reply.model is not None and reply.model != asked:
             self._keeper.ledger.add_to_session(model_changes=1)
-            self._keeper.note("model", f"asked for the model {asked!r}, the provider answered with {reply.model[:80]!r}")
+            self._keeper.note("model", f"asked for the model {asked!r}, the provider answered as {reply.model[:80]!r}")
 
 
 def _until(deadline: float) -> float:

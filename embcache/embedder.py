@@ -27,32 +27,7 @@ FEW = 256
 
 
 class _Face:
-    """What both faces have: the constructor, and what needs no waiting.
-
-    Args:
-        model: the model to ask for, as the provider spells it; by default ``baai/bge-m3``, or the local provider's.
-        encoding_format: how vectors travel, ``"base64"`` or ``"float"``. Part of the key.
-        dimensions: the length of vector to ask for; None asks for none. Part of the key.
-        extra_body: further fields of each request, sent as they are. Part of the key.
-        api_key: by default ``NOVITA_API_KEY``; needed at the first request only. Sent to ``base_url``.
-        base_url: the server, as the ``openai`` client takes it; by default ``EMBCACHE_BASE_URL``, else Novita's.
-        provider_name: what keys call the server, instead of its host and path, so that one that moves keeps its cache.
-        cache_dir: the cache folder; by default ``EMBCACHE_DIR``, else the platform's folder for caches of this user.
-        size_limit: bytes the cache may take; None never evicts, otherwise the oldest stored entries go first.
-        batch_size: inputs in one request at most.
-        max_concurrency: requests in flight at most.
-        timeout: seconds for one request as a whole. One that timed out may have been billed; it is sent once more.
-        max_retries: attempts after the first, on 408, 409, 425, 429, 5xx and broken connections.
-        prices: dollars for a million tokens, by model, where embcache does not know them.
-        provider: ``"novita"``, ``"local"``, or any :class:`~embcache.providers.Provider`; by default
-            ``EMBCACHE_PROVIDER``, else the API.
-        store: any :class:`~embcache.stores.Store`, instead of the one in the cache folder.
-        on_store_error: ``"warn"`` goes on without the cache where it fails, ``"raise"`` raises ``StoreError``.
-        progress: True shows a bar, False none, None shows one on a terminal for what takes longer than two seconds.
-
-    Raises:
-        ConfigError: a value cannot work; the message says what to do.
-    """
+    """What both faces have: the constructor, and what needs no waiting."""
 
     def __init__(  # noqa: PLR0913 - all by keyword but the model
         self,
@@ -76,6 +51,32 @@ class _Face:
         on_store_error: str = "warn",
         progress: bool | None = None,
     ) -> None:
+        """Make an embedder; nothing is opened, loaded or sent before it is needed.
+
+        Args:
+            model: the model to ask for, as the provider spells it; by default ``baai/bge-m3``, or the local provider's.
+            encoding_format: how vectors travel, ``"base64"`` or ``"float"``. Part of the key.
+            dimensions: the length of vector to ask for; None asks for none. Part of the key.
+            extra_body: further fields of each request, sent as they are. Part of the key.
+            api_key: by default ``NOVITA_API_KEY``; needed at the first request only. Sent to ``base_url``.
+            base_url: the server, as the ``openai`` client takes it; by default ``EMBCACHE_BASE_URL``, else Novita's.
+            provider_name: what keys call the server, instead of its host and path, so that one that moves keeps its cache.
+            cache_dir: the cache folder; by default ``EMBCACHE_DIR``, else the platform's folder for caches of this user.
+            size_limit: bytes the cache may take; None never evicts, otherwise the oldest stored entries go first.
+            batch_size: inputs in one request at most.
+            max_concurrency: requests in flight at most.
+            timeout: seconds for one request as a whole. One that timed out may have been billed; it is sent once more.
+            max_retries: attempts after the first, on 408, 409, 425, 429, 5xx and broken connections.
+            prices: dollars for a million tokens, by model, where embcache does not know them.
+            provider: ``"novita"``, ``"local"``, or any :class:`~embcache.providers.Provider`; by default
+                ``EMBCACHE_PROVIDER``, else the API.
+            store: any :class:`~embcache.stores.Store`, instead of the one in the cache folder.
+            on_store_error: ``"warn"`` goes on without the cache where it fails, ``"raise"`` raises ``StoreError``.
+            progress: True shows a bar, False none, None shows one on a terminal for what takes longer than two seconds.
+
+        Raises:
+            ConfigError: a value cannot work; the message says what to do.
+        """
         self._engine = Engine(
             config.build(
                 model=model,
@@ -102,6 +103,7 @@ class _Face:
         self._end = weakref.finalize(self, self._engine.close, SECONDS_AT_EXIT)
 
     def __repr__(self) -> str:
+        """Show what is asked where; never the key."""
         space = self.space
         return f"{type(self).__name__}({space.model!r}, provider={space.provider!r}, format={space.format!r})"
 
@@ -125,10 +127,10 @@ class _Face:
 
 
 class CachedEmbedder(_Face):
-    __doc__ = f"""Embeddings of texts, bought once and kept.
+    """Embeddings of texts, bought once and kept.
 
     Safe to use from many threads. Ends with ``close()`` or as a context manager.
-    {(_Face.__doc__ or "").partition(chr(10))[2]}"""
+    """
 
     def embed(self, input: EmbedInput, *, refresh: bool = False) -> Vectors:  # noqa: A002 - the API's own word for it
         """Return the vectors of ``input``, asking the provider only for those that are not stored.
@@ -201,11 +203,11 @@ class CachedEmbedder(_Face):
 
 
 class AsyncCachedEmbedder(_Face):
-    __doc__ = f"""Embeddings of texts, bought once and kept: the twin of ``CachedEmbedder`` for asyncio.
+    """Embeddings of texts, bought once and kept: the twin of ``CachedEmbedder`` for asyncio.
 
     Any number of tasks may use it at a time. Ends with ``aclose()`` or as an asynchronous context manager. A task that
     is cancelled cancels no request: what was begun is paid for, and is stored.
-    {(_Face.__doc__ or "").partition(chr(10))[2]}"""
+    """
 
     async def embed(self, input: EmbedInput, *, refresh: bool = False) -> Vectors:  # noqa: A002 - as above
         """Return the vectors of ``input``; see :meth:`CachedEmbedder.embed`."""
@@ -217,19 +219,19 @@ class AsyncCachedEmbedder(_Face):
 
     async def forget(self, input: EmbedInput) -> int:  # noqa: A002 - as above
         """Remove what is stored for ``input``; see :meth:`CachedEmbedder.forget`."""
-        import asyncio  # noqa: PLC0415 - whoever calls this has it already, and ``import embcache`` need not
+        import asyncio
 
         return await asyncio.to_thread(self._engine.forget, read_inputs(input))
 
     async def stats(self) -> CacheStats:
         """Return the figures of the whole cache; see :meth:`CachedEmbedder.stats`."""
-        import asyncio  # noqa: PLC0415 - as above
+        import asyncio
 
         return await asyncio.to_thread(self._engine.stats)
 
     async def aclose(self) -> None:
         """Wait for what is being bought, write what was counted, and give everything back."""
-        import asyncio  # noqa: PLC0415 - as above
+        import asyncio
 
         if self._end.detach():
             await asyncio.to_thread(self._engine.close)
@@ -246,7 +248,7 @@ class AsyncCachedEmbedder(_Face):
         await self.aclose()
 
     async def _result(self, given: EmbedInput, *, refresh: bool) -> EmbedResult:
-        import asyncio  # noqa: PLC0415 - as above
+        import asyncio
 
         inputs = read_inputs(given)
         if len(inputs.items) <= FEW:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from embcache.codec import Entry
     from embcache.config import Parts
-    from embcache.flight import Flight
     from embcache.inputs import Inputs
 
 LOOK_UP = 2000
@@ -78,7 +77,7 @@ class Engine:
         """
         if call.progress is not None:
             call.progress.close()
-        failed = {which: flight for which, flight in call.flights.items() if flight.error is not None}
+        failed = {which: flight.error for which, flight in call.flights.items() if flight.error is not None}
         self._settle(call)
         if failed:
             raise _error_of(call, failed) from None
@@ -193,23 +192,19 @@ def _credit(call: Call, which: Sequence[int], entries: Sequence[Entry], times: i
             call.counts["saved_exact"] += saved * entry.exact
 
 
-def _error_of(call: Call, failed: Mapping[int, Flight]) -> Exception:
+def _error_of(call: Call, failed: Mapping[int, Exception]) -> Exception:
     """Return the one error that tells a caller what went wrong with its call.
 
     1. A failure that concerns the provider or the configuration: it says why nothing more was sent. 2. Otherwise the
-    inputs at fault, all of them by index.
+    inputs at fault, all of one kind by index: those the server refused, or those whose vectors were unusable.
     """
     kept = call.size - len(call.positions(list(failed)))
-    errors = [flight.error for flight in failed.values()]
-    named = {which for which, flight in failed.items() if _names_inputs(flight.error)}
-    if len(named) < len(failed):
-        first = next(flight.error for which, flight in failed.items() if which not in named)
-        return first.at((), kept) if isinstance(first, ProviderError) else type(first)(str(first))
-    first = errors[0]
-    assert isinstance(first, (InputRejected, ProviderError))  # noqa: S101 - what _names_inputs says, for type checkers
-    alike = [which for which, flight in failed.items() if type(flight.error) is type(first)]
-    return first.at(call.positions(alike), kept)
-
-
-def _names_inputs(error: Exception | None) -> bool:
-    return isinstance(error, InputRejected) or (isinstance(error, ProviderError) and error.of_inputs)
+    of_inputs = {
+        which: error for which, error in failed.items() if isinstance(error, ProviderError) and error.of_inputs
+    }
+    rejected = {which: error for which, error in failed.items() if isinstance(error, InputRejected)}
+    for which, error in failed.items():
+        if which not in of_inputs and which not in rejected:
+            return error.at((), kept) if isinstance(error, ProviderError) else type(error)(*error.args)
+    named: Mapping[int, InputRejected | ProviderError] = rejected or of_inputs
+    return next(iter(named.values())).at(call.positions(list(named)), kept)

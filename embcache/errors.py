@@ -48,7 +48,7 @@ def show_indexes(indexes: Sequence[int]) -> str:
     return f"input {shown}" if len(indexes) == 1 else f"inputs {shown}" + (f" and {more} more" if more > 0 else "")
 
 
-class InvalidInput(EmbcacheError, ValueError):  # noqa: N818 - the field says InvalidInput, as openai's and httpx's do
+class InvalidInput(EmbcacheError, ValueError):
     """An input cannot be embedded as it is; nothing was sent or stored.
 
     Attributes:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from embcache.errors import InvalidInput
 from embcache.keys import MAX_TOKEN_ID, encode_item
@@ -61,10 +62,10 @@ def read_inputs(given: object) -> Inputs:
     """
     if isinstance(given, str):
         return _texts([given], single=True)
-    if isinstance(given, (bytes, bytearray, memoryview, Mapping, Set)) or not isinstance(given, Iterable):
+    if isinstance(given, (bytes, bytearray, memoryview, Mapping, AbstractSet)) or not isinstance(given, Iterable):
         message = f"a {type(given).__name__} cannot be embedded; {WHAT_IS_TAKEN}"
         raise InvalidInput(message)
-    items = _to_list(cast("Iterable[Any]", given))
+    items = _to_list(given)
     if not items or all(isinstance(item, str) for item in items):
         return _texts(items, single=False)
     if all(type(item) is int for item in items):
@@ -77,9 +78,9 @@ def read_inputs(given: object) -> Inputs:
 
 
 def _is_list(value: object) -> bool:
-    return isinstance(value, (Sequence, Iterator)) and not isinstance(value, (str, bytes, bytearray, memoryview)) or (
-        hasattr(value, "tolist") and not isinstance(value, (str, bytes))
-    )
+    if isinstance(value, (str, bytes, bytearray, memoryview)):
+        return False
+    return isinstance(value, (Sequence, Iterator)) or hasattr(value, "tolist")
 
 
 def _to_list(values: Iterable[Any]) -> list[Any]:
@@ -88,7 +89,7 @@ def _to_list(values: Iterable[Any]) -> list[Any]:
         return values
     tolist = getattr(values, "tolist", None)
     listed = tolist() if callable(tolist) else None
-    return cast("list[Any]", listed) if isinstance(listed, list) else list(values)
+    return listed if isinstance(listed, list) else list(values)
 
 
 def _odd_ones(items: Sequence[object]) -> list[int]:

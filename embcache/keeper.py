@@ -84,9 +84,9 @@ class Keeper:
         there = [place for place, key in enumerate(keys) if key in held]
         opened = open_entries([held[keys[p]] for p in there], [digests[p] for p in there], self.dims)
         if opened.faults:
-            self.ledger.add(**opened.faults)
+            self.ledger.add(**{str(fault): count for fault, count in opened.faults.items()})
             for fault, count in opened.faults.items():
-                self.note(fault, f"{count} entries of the cache did not prove themselves ({fault}) and are bought again")
+                self.note(fault, f"{count} entries of the cache failed their proof ({fault}) and are bought again")
         if opened.hits:
             self._dims = opened.vectors.shape[1]
         return [there[hit] for hit in opened.hits], opened, failure

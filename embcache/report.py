@@ -29,7 +29,7 @@ def begin_progress(total: int, *, wanted: bool | None) -> Progress | None:
     """Return a bar for ``total`` inputs to buy: always, never, or (None) on a terminal for what takes long."""
     if wanted is False or (wanted is None and not sys.stderr.isatty()):
         return None
-    from tqdm.auto import tqdm  # noqa: PLC0415 - most programs never show one
+    from tqdm.auto import tqdm
 
     bar: Progress = tqdm(total=total, unit=" inputs", desc="embedding", delay=0 if wanted else SECONDS_BEFORE_BAR)
     return bar

@@ -72,6 +72,6 @@ def seconds_before_next(error: ProviderError, tries: int, chance: float) -> floa
         tries: attempts made so far, at least 1.
         chance: a random number within [0, 1).
     """
-    backoff = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * (0.5 + chance / 2)
+    backoff = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (tries - 1)) * (0.5 + chance / 2)
     asked = min(error.retry_after or 0.0, LONGEST_OBEYED)
     return max(backoff, asked * (1 + chance / 10))

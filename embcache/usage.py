@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from embcache.types import CacheStats
 
@@ -108,16 +108,15 @@ def summarise(
     return replace(total, bytes_on_disk=bytes_on_disk, by_model=MappingProxyType(by_model))
 
 
-COUNTERS = tuple(
-    name for name in CacheStats.__dataclass_fields__ if name not in {"cost", "saved_cost", "by_model"}
-)
+COUNTERS = tuple(name for name in CacheStats.__dataclass_fields__ if name not in {"cost", "saved_cost", "by_model"})
 
 
 def figures(counts: Mapping[str, int], provider: str, model: str, prices: Mapping[str, float]) -> CacheStats:
     """Return counters of one provider's model as figures; counters of a later embcache are left out."""
     price = price_of(provider, model, prices)
+    known: dict[str, Any] = {name: count for name, count in counts.items() if name in COUNTERS}
     return CacheStats(
-        **{name: count for name, count in counts.items() if name in COUNTERS},
+        **known,
         cost=_cost(counts.get("billed_tokens", 0), price),
         saved_cost=_cost(counts.get("saved_tokens", 0), price),
     )
@@ -125,8 +124,9 @@ def figures(counts: Mapping[str, int], provider: str, model: str, prices: Mappin
 
 def add(one: CacheStats, other: CacheStats) -> CacheStats:
     """Return the sum of two sets of figures, without their parts by model; an unknown amount makes the sum unknown."""
+    sums: dict[str, Any] = {name: getattr(one, name) + getattr(other, name) for name in COUNTERS}
     return CacheStats(
-        **{name: getattr(one, name) + getattr(other, name) for name in COUNTERS},
+        **sums,
         cost=_sum((one.cost, other.cost)),
         saved_cost=_sum((one.saved_cost, other.saved_cost)),
     )

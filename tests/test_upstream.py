@@ -60,9 +60,7 @@ def dial(server: Upstream, items: object) -> socket.socket:
     """Send a request over a plain socket; what comes back is read byte by byte."""
     body = json.dumps({"model": "m", "input": items}).encode()
     sock = socket.create_connection(("127.0.0.1", server.port), timeout=5)
-    sock.sendall(
-        b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-    )
+    sock.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
     return sock
 
 
@@ -93,11 +91,7 @@ def test_a_good_answer(server: Upstream, shape: str) -> None:
     answer = embed(server, ["x", "yyyy"], encoding_format=shape)
     for index, (entry, item) in enumerate(zip(answer["data"], ["x", "yyyy"], strict=True)):
         value = entry["embedding"]
-        got = (
-            np.frombuffer(base64.b64decode(value), "<f4")
-            if shape == "base64"
-            else np.array(value, np.float32)
-        )
+        got = np.frombuffer(base64.b64decode(value), "<f4") if shape == "base64" else np.array(value, np.float32)
         assert entry["index"] == index
         assert got.tobytes() == vector(item).tobytes()
     assert answer["model"] == "m"

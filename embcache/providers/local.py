@@ -91,9 +91,9 @@ def _load_default() -> Encoder:
         )
         raise ConfigError(message)
     try:
-        from pathlib import Path  # noqa: PLC0415 - all of this is loaded only where it is used
+        from pathlib import Path
 
-        import wordllama  # noqa: PLC0415
+        import wordllama
     except ImportError:
         message = 'the local model needs an extra: pip install "embcache[local]"'
         raise ConfigError(message) from None

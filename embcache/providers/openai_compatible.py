@@ -195,9 +195,8 @@ class OpenAICompatibleProvider:
                 if self._key is not None:
                     headers["Authorization"] = f"Bearer {self._key}"
                 # trust_env=False: no credentials out of a .netrc; the proxies of the environment are honoured above.
-                self._client = httpx.Client(
-                    transport=_Transport(_proxy_for(self._url)), headers=headers, trust_env=False, follow_redirects=False
-                )
+                transport = _Transport(_proxy_for(self._url))
+                self._client = httpx.Client(transport=transport, headers=headers, trust_env=False)
             return self._client
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The protocol of a store: bytes in, bytes out, always many at once; records and the usage they cost committed together.
+"""The protocol of a store: bytes in, bytes out, always many at once; records and what they cost in one commit.
 
 A store knows nothing of vectors. It holds *records* under 16-byte keys, each in a *space* (an opaque name); *notes*
 under longer keys, small records about a space, which are no entries and never evicted; and *accounts*, opaque names
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
 
-
-class PinConflict(Exception):  # noqa: N818 - it is a condition to handle, and never leaves the engine
+class PinConflict(Exception):
     """The pinned note of a commit is held with another value; nothing was written."""
 
 

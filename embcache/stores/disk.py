@@ -341,7 +341,8 @@ class DiskStore:
         limit, evicted = self.size_limit or 0, 0
         while True:
             pages, free, page = (
-                connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+                connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_count", "freelist_count", "page_size")
             )
             excess = (pages - free) * page + coming - limit
             if excess <= 0:

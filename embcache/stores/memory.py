@@ -65,7 +65,9 @@ class MemoryStore:
         """See :class:`~embcache.stores.base.Store`."""
         now = time.monotonic()
         with self._lock:
-            free = {k for k in keys if k not in self._leases or self._leases[k][0] == owner or self._leases[k][1] <= now}
+            free = {
+                k for k in keys if k not in self._leases or self._leases[k][0] == owner or self._leases[k][1] <= now
+            }
             self._leases.update(dict.fromkeys(free, (owner, now + seconds)))
             return free
 

@@ -40,7 +40,7 @@ class Reader:
         marks = ",".join("?" * len(keys))
         return self._query(
             "SELECT key, value FROM Cache WHERE raw = 1 AND mode = 1 AND filename IS NULL AND typeof(value) = 'blob'"
-            f" AND key IN ({marks})",  # noqa: S608 - question marks
+            f" AND key IN ({marks})",
             keys,
         )
 
@@ -62,7 +62,7 @@ class Reader:
             )
             if not rows:
                 return
-            for last, key, value, number in rows:  # noqa: B007, PLW2901 - the last rowid is where the next goes on
+            for last, key, value, number in rows:  # noqa: B007 - the last rowid is where the next goes on
                 yield key, value, number
 
     def close(self) -> None:
