@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgpack
 import numpy as np
@@ -101,7 +101,7 @@ def _unpack(body: bytes) -> dict[str, Any] | None:
         )
     except (ValueError, msgpack.exceptions.UnpackException):  # UnicodeDecodeError and ExtraData are ValueErrors
         return None
-    return value if type(value) is dict else None
+    return cast("dict[str, Any]", value) if type(value) is dict else None
 
 
 def seal_note(key: bytes, note: Mapping[str, Any]) -> bytes:
@@ -163,28 +163,25 @@ def open_entries(records: Sequence[bytes], digests: Sequence[bytes], dims: int |
     hits: list[int] = []
     entries: list[Entry] = []
     rows: list[memoryview] = []
-    # Records of one request differ only in digest, tokens and vector. What comes before the vector is decoded by
-    # msgpack once for each spelling of it: the same bytes before a vector of the same length say the same thing.
-    understood: dict[tuple[int, bytes], Entry | None] = {}
+    # Records of one request differ in little but digest and vector. What precedes the vector is understood by msgpack
+    # once for each spelling: the same bytes in front of as many bytes of vector say the same thing.
+    understood: dict[tuple[int, bytes], Entry] = {}
+    width = (dims or 0) * FLOAT32.itemsize
     for position, (record, digest) in enumerate(zip(records, digests, strict=True)):
         fault = fault_of(record, digest)
         if fault is None:
-            width = None if dims is None else dims * FLOAT32.itemsize
-            before = record[HEAD : len(record) - width] if width is not None else b""
-            spelling = (len(record), before)
-            entry = understood.get(spelling) if before else None
+            entry = understood.get((len(record), record[HEAD : len(record) - width])) if width else None
             if entry is None:
                 entry = _read_entry(record[HEAD:])
-                if entry is not None and before:
-                    understood[spelling] = entry
-            if entry is not None and dims is None:
-                dims = entry.dims
+                if entry is not None and (entry.dims == dims or dims is None):
+                    dims, width = entry.dims, entry.dims * FLOAT32.itemsize
+                    understood[len(record), record[HEAD : len(record) - width]] = entry
             if entry is None or entry.dims != dims:
                 fault = "corrupt"
             else:
                 hits.append(position)
                 entries.append(entry)
-                rows.append(memoryview(record)[-dims * FLOAT32.itemsize :])
+                rows.append(memoryview(record)[len(record) - width :])
         if fault is not None:
             faults[fault] += 1
     vectors = np.frombuffer(bytearray().join(rows), dtype=FLOAT32).reshape(len(hits), dims or 0)
@@ -192,6 +189,6 @@ def open_entries(records: Sequence[bytes], digests: Sequence[bytes], dims: int |
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         faults["corrupt"] += int((~finite).sum())
-        kept = np.flatnonzero(finite)
+        kept = [int(place) for place in np.flatnonzero(finite)]
         hits, entries, vectors = [hits[i] for i in kept], [entries[i] for i in kept], vectors[kept]
     return Opened(hits, vectors, entries, faults)

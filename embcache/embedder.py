@@ -60,8 +60,8 @@ class _Face:
             extra_body: further fields of each request, sent as they are. Part of the key.
             api_key: by default ``NOVITA_API_KEY``; needed at the first request only. Sent to ``base_url``.
             base_url: the server, as the ``openai`` client takes it; by default ``EMBCACHE_BASE_URL``, else Novita's.
-            provider_name: what keys call the server, instead of its host and path, so that one that moves keeps its cache.
-            cache_dir: the cache folder; by default ``EMBCACHE_DIR``, else the platform's folder for caches of this user.
+            provider_name: what keys call the server instead of its host and path; one that moves keeps its cache.
+            cache_dir: the cache folder; by default ``EMBCACHE_DIR``, else the platform's for this user's caches.
             size_limit: bytes the cache may take; None never evicts, otherwise the oldest stored entries go first.
             batch_size: inputs in one request at most.
             max_concurrency: requests in flight at most.

@@ -77,7 +77,7 @@ class Call:
         self.store_error: Exception | None = None
         self.model: str | None = None
         self.out: Vectors | None = None
-        self._times: list[int] | None = None
+        self._times: Counter[int] = Counter()
 
     @property
     def size(self) -> int:
@@ -88,8 +88,8 @@ class Call:
         """Return how often a distinct input occurs."""
         if self.same_as is None:
             return 1
-        if self._times is None:
-            self._times = np.bincount(self.same_as, minlength=len(self.first)).tolist()
+        if not self._times:
+            self._times = Counter(self.same_as)
         return self._times[which]
 
     def positions(self, which: Sequence[int]) -> list[int]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from embcache.errors import InvalidInput
 from embcache.keys import MAX_TOKEN_ID, encode_item
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 MAX_TOKEN_IDS = 8192
 """Token ids of one input at most, the limit the API documents."""
+
+NO_INPUTS = (bytes, bytearray, memoryview, Mapping, AbstractSet)
+"""What can be iterated over and holds no inputs, or holds them in no order."""
 
 WHAT_IS_TAKEN = "give a text, an iterable of texts, ONE input as a list of token ids, or a list of such lists"
 
@@ -62,10 +65,10 @@ def read_inputs(given: object) -> Inputs:
     """
     if isinstance(given, str):
         return _texts([given], single=True)
-    if isinstance(given, (bytes, bytearray, memoryview, Mapping, AbstractSet)) or not isinstance(given, Iterable):
-        message = f"a {type(given).__name__} cannot be embedded; {WHAT_IS_TAKEN}"
-        raise InvalidInput(message)
-    items = _to_list(given)
+    if not isinstance(given, Iterable) or isinstance(given, NO_INPUTS):
+        kind = type(cast("object", given)).__name__
+        raise InvalidInput(f"a {kind} cannot be embedded; {WHAT_IS_TAKEN}")
+    items = _to_list(cast("Iterable[object]", given))
     if not items or all(isinstance(item, str) for item in items):
         return _texts(items, single=False)
     if all(type(item) is int for item in items):
@@ -83,13 +86,11 @@ def _is_list(value: object) -> bool:
     return isinstance(value, (Sequence, Iterator)) or hasattr(value, "tolist")
 
 
-def _to_list(values: Iterable[Any]) -> list[Any]:
+def _to_list(values: Iterable[object]) -> list[Any]:
     """Return a list of Python objects; an array or a column gives its own, so that NumPy's integers become ints."""
-    if isinstance(values, list):
-        return values
     tolist = getattr(values, "tolist", None)
-    listed = tolist() if callable(tolist) else None
-    return listed if isinstance(listed, list) else list(values)
+    listed: object = tolist() if callable(tolist) else values
+    return cast("list[object]", listed) if isinstance(listed, list) else list(values)
 
 
 def _odd_ones(items: Sequence[object]) -> list[int]:
@@ -122,10 +123,7 @@ def _encodes(text: str) -> bool:
 
 
 def _tokens(lists: Sequence[Sequence[Any]], *, single: bool) -> Inputs:
-    def wrong(is_wrong: Any) -> list[int]:  # noqa: ANN401 - a predicate over anything
-        return [position for position, ids in enumerate(lists) if is_wrong(ids)]
-
-    cases = (
+    cases: tuple[tuple[Callable[[Sequence[Any]], bool], str], ...] = (
         (lambda ids: not ids, "an empty list of token ids"),
         (lambda ids: len(ids) > MAX_TOKEN_IDS, f"more than {MAX_TOKEN_IDS} token ids"),
         (
@@ -134,7 +132,7 @@ def _tokens(lists: Sequence[Sequence[Any]], *, single: bool) -> Inputs:
         ),
     )
     for is_wrong, reason in cases:
-        if indexes := wrong(is_wrong):
-            raise InvalidInput(reason, indexes)
+        if wrong := [position for position, ids in enumerate(lists) if is_wrong(ids)]:
+            raise InvalidInput(reason, wrong)
     items = [list(ids) for ids in lists]
     return Inputs(items, [encode_item(ids) for ids in items], "tokens", single)

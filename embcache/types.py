@@ -174,11 +174,9 @@ class CacheStats:
         spared = self.hits + self.duplicates
         lines = [
             f"{self.entries:,} entries, {self.bytes_on_disk:,} bytes",
-            f"{asked:,} inputs asked for, {spared:,} of them not sent"
-            + (f" ({spared / asked:.1%}); " if asked else "; ")
-            + f"{self.requests:,} requests",
-            f"{self.billed_tokens:,} tokens billed ({show_money(self.cost)}), "
-            f"{self.saved_tokens:,} saved ({show_money(self.saved_cost)})",
+            f"{asked:,} inputs asked for, {spared:,} of them not sent; {self.requests:,} requests",
+            f"{self.billed_tokens:,} tokens billed ({show_money(self.cost)})",
+            f"{self.saved_tokens:,} tokens saved ({show_money(self.saved_cost)})",
         ]
         if self.unknown_requests:
             lines.append(f"{self.unknown_requests:,} requests of unknown cost")
@@ -203,4 +201,4 @@ def show_money(amount: float | None) -> str:
     """Return an amount for people: two decimals, more where it is small, and ``unknown`` for None."""
     if amount is None:
         return "price unknown"
-    return f"${amount:,.2f}" if amount == 0 or amount >= 1 else f"${amount:.2g}" if amount < 0.01 else f"${amount:.4f}"
+    return f"${amount:,.2f}" if amount == 0 or amount >= 1 else f"${amount:.2g}"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
@@ -64,8 +63,32 @@ def decode_reply(body: bytes) -> Reply:
     return _reply(rows, [d.index for d in answer.data], answer.model, answer.usage)
 
 
+def read_error(body: bytes) -> tuple[str | None, str]:
+    """Return code and words of an answer that is not 200: Novita's flat form, OpenAI's wrapped one, or plain text."""
+    try:
+        answer: object = json.loads(body.decode())
+    except (ValueError, RecursionError):
+        return None, body.decode(errors="replace").strip()
+    told = _map(answer)
+    told = _map(told.get("error")) or told
+    codes = (told.get(name) for name in ("reason", "code", "type", "error_type"))
+    code = next((code for code in codes if isinstance(code, str) and code), None)
+    words = (told.get(name) for name in ("message", "detail", "error", "msg"))
+    said = next((text for text in words if isinstance(text, str)), "" if told else str(answer))
+    return code and code[:MAX_CODE], said
+
+
+def _map(value: object) -> dict[str, Any]:
+    """Return a JSON object as what it is, anything else as an empty one."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[object] | None:
+    return cast("list[object]", value) if isinstance(value, list) else None
+
+
 def _reply(rows: list[bytes | None], indexes: list[int | None], model: object, usage: object) -> Reply:
-    told: dict[str, object] = usage if isinstance(usage, dict) else {}
+    told = _map(usage)
     prompt, total = believed(told.get("prompt_tokens")), believed(told.get("total_tokens"))
     return Reply(
         rows,
@@ -84,20 +107,18 @@ def _bad(reason: str) -> BadReply:
 def _decode_slowly(body: bytes) -> Reply:
     """Read an answer item by item, for the sake of those items that can be read."""
     try:
-        answer = json.loads(body.decode())  # takes NaN and Infinity, which some servers write
+        answer = _map(json.loads(body.decode()))  # takes NaN and Infinity, which some servers write
     except (ValueError, RecursionError):  # not JSON, not UTF-8, a number or a nesting beyond bounds
-        message = "the provider answered 200 with something that is not JSON; nothing of it was stored"
-        raise _bad(message) from None  # the cause would quote the body
-    data = answer.get("data") if isinstance(answer, dict) else None
-    if not isinstance(data, list) or not all(isinstance(datum, dict) for datum in data):
-        told = "an error" if isinstance(answer, dict) and answer.get("error") else "no list of embeddings"
-        message = f"the provider answered 200 with {told}; nothing of it was stored"
-        raise _bad(message)
-    indexes = [datum.get("index") for datum in data]
+        # The cause would quote the body.
+        raise _bad("the provider answered 200 with something that is not JSON; nothing of it was stored") from None
+    data = _list(answer.get("data"))
+    if data is None or not all(isinstance(datum, dict) for datum in data):
+        told = "an error" if answer.get("error") else "no list of embeddings"
+        raise _bad(f"the provider answered 200 with {told}; nothing of it was stored")
+    indexes: list[int | None] = [_map(datum).get("index") for datum in data]
     if not all(index is None or type(index) is int for index in indexes):
-        message = "the provider answered with an index that is not a whole number; nothing of it was stored"
-        raise _bad(message)
-    rows = [_any_row(datum.get("embedding")) for datum in data]
+        raise _bad("the provider answered with an index that is not a whole number; nothing of it was stored")
+    rows = [_any_row(_map(datum).get("embedding")) for datum in data]
     return _reply(rows, indexes, answer.get("model"), answer.get("usage"))
 
 
@@ -114,27 +135,12 @@ def _any_row(value: object) -> bytes | None:
     if isinstance(value, str):
         try:
             return _whole(base64.b64decode(value, validate=True))
-        except (binascii.Error, ValueError):
+        except ValueError:
             return None
-    if isinstance(value, list) and all(type(number) in (int, float) for number in value):
+    numbers = _list(value)
+    if numbers is not None and all(type(number) in (int, float) for number in numbers):
         try:
-            return _floats(value)
+            return _floats(cast("list[float]", numbers))
         except OverflowError:  # a whole number too large for a float
             return None
     return None
-
-
-def read_error(body: bytes) -> tuple[str | None, str]:
-    """Return code and words of an answer that is not 200: Novita's flat form, OpenAI's wrapped one, or plain text."""
-    try:
-        answer = json.loads(body.decode())
-    except (ValueError, RecursionError):
-        return None, body[:2000].decode(errors="replace").strip()
-    if isinstance(answer, dict) and isinstance(answer.get("error"), dict):
-        answer = answer["error"]
-    if not isinstance(answer, dict):
-        return None, str(answer)[:2000]
-    codes = [answer.get(name) for name in ("reason", "code", "type", "error_type")]
-    code = next((c for c in codes if isinstance(c, str) and c), None)
-    words = next((w for w in (answer.get(n) for n in ("message", "detail", "error", "msg")) if isinstance(w, str)), "")
-    return code[:MAX_CODE] if code else None, words

@@ -67,8 +67,7 @@ class LocalProvider:
                 self._encoder = _load_default()
             try:
                 vectors = np.asarray(self._encoder.encode(texts), dtype="<f4")
-            except Exception as error:
-                # Its message may quote a text, so that only its kind is told.
+            except Exception as error:  # noqa: BLE001 - it may be anybody's; its message may quote a text
                 message = f"the local model {self.model} failed with {type(error).__name__}"
                 raise ProviderUnavailable(message) from None
         if vectors.ndim != 2:  # noqa: PLR2004 - rows and columns

@@ -104,7 +104,8 @@ class _Backend(httpcore.NetworkBackend):
 class _Transport(httpx.HTTPTransport):
     def __init__(self, proxy: str | None) -> None:
         super().__init__(proxy=proxy)
-        self._pool._network_backend = _Backend(self._pool._network_backend)  # noqa: SLF001 - there is no public door
+        pool: Any = self._pool  # its backend has no public door
+        pool._network_backend = _Backend(pool._network_backend)  # noqa: SLF001
 
 
 def _proxy_for(url: str) -> str | None:
@@ -244,7 +245,7 @@ class OpenAICompatibleProvider:
         if is_retryable(status):
             raise ProviderUnavailable(told, retryable=True, **facts)
         if 300 <= status < 400:  # noqa: PLR2004 - the redirects
-            host = urlsplit(response.headers.get("location", "")).hostname
+            host = urlsplit(str(response.headers.get("location", ""))).hostname
             told = f"the provider answered {status}, a redirect to {host}; redirects are not followed. Check base_url."
         elif status == 404:  # noqa: PLR2004 - Not Found
             told += ". Check the model's name and base_url."

@@ -37,7 +37,8 @@ def redact(words: str, secret: str | None, inputs: Iterable[object]) -> str:
                 hidden[found.start() : found.end()] = [True] * (found.end() - found.start())
         else:
             _hide(line, quoted, RUN, hidden)
-    shown, was_hidden = [], False
+    shown: list[str] = []
+    was_hidden = False
     for character, hide in zip(line, hidden, strict=True):
         if not hide:
             shown.append(character)

@@ -12,7 +12,6 @@ What the table ``Cache`` holds, all with ``raw = 1`` and ``mode = 1``:
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import time
@@ -31,6 +30,7 @@ from embcache.stores.reader import LAST, Reader
 from embcache.stores.writer import Writer
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 T = TypeVar("T")
@@ -128,7 +128,7 @@ class DiskStore:
         self.size_limit = size_limit
         self._writer = Writer(f"embcache-writer-{self.directory.name}")
         self._reader = Reader(database_of(self.directory))
-        self._cache: diskcache.Cache | None = None
+        self._cache: Any = None  # a diskcache.Cache, which has no types; None while it is not open
         self._patience = PATIENCE
         self._events: Counter[str] = Counter()
         self._events_lock = threading.Lock()
@@ -233,7 +233,7 @@ class DiskStore:
 
         def release(connection: sqlite3.Connection) -> None:
             note = open_note(key, _value(connection, key))
-            left = _split(note["k"]) - set(keys) if note else set()
+            left = _split(note["k"]).difference(keys) if note else set[bytes]()
             if note and left:
                 _upsert(connection, key, seal_note(key, note | {"k": b"".join(sorted(left))}))
             else:
@@ -310,7 +310,7 @@ class DiskStore:
             try:
                 probe.execute("BEGIN IMMEDIATE")
                 probe.execute("ROLLBACK")
-                self._cache = diskcache.Cache(str(self.directory), timeout=PATIENCE, disk=BytesDisk, **SETTINGS)
+                self._cache = diskcache.Cache(str(self.directory), disk=BytesDisk, **SETTINGS)
             finally:
                 probe.close()
             connection: sqlite3.Connection = self._cache._con  # noqa: SLF001 - see the top of this file
@@ -412,21 +412,16 @@ def _space_key(connection: sqlite3.Connection, number: int) -> bytes | None:
 def _count(connection: sqlite3.Connection, number: int, entries: int, size: int, space: bytes | None = None) -> None:
     """Add to what is known of the space with this number; ``space`` names it where it may be new."""
     key = _note_key(SPACE, space) if space is not None else _space_key(connection, number)
-    if key is None:
-        return
-    note = open_note(key, _value(connection, key))
-    if note is None:
-        if space is None:
-            return
-        # New, or damaged: in both cases the rows themselves tell, and a new space has none yet.
-        held = "SELECT count(*), ifnull(sum(length(value)), 0) FROM Cache WHERE tag = ?"
-        if _value(connection, key) is None:
-            note = {"s": space, "e": 0, "b": 0}
-        else:
-            counted, bytes_held = connection.execute(held, (number,)).fetchone()
-            note = {"s": space, "e": counted - entries, "b": bytes_held - size}
-    note = note | {"e": note["e"] + entries, "b": note["b"] + size}
-    _upsert(connection, key, seal_note(key, note))
+    held = _value(connection, key) if key is not None else None
+    note = open_note(key, held) if key is not None else None
+    if key is None or (note is None and space is None):
+        return  # a space whose name is lost is counted anew when it is next written to
+    if note is None and held is not None:
+        counted = "SELECT count(*), ifnull(sum(length(value)), 0) FROM Cache WHERE tag = ?"
+        entries, size = connection.execute(counted, (number,)).fetchone()
+    known = (note["e"], note["b"]) if note else (0, 0)
+    about = {"s": note["s"] if note else space, "e": known[0] + entries, "b": known[1] + size}
+    _upsert(connection, key, seal_note(key, about))
 
 
 def _uncount(connection: sqlite3.Connection, removed: Iterable[tuple[int, int, int]]) -> None:

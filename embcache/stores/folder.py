@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embcache.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
+    from pathlib import Path
 
 try:
     import fcntl
@@ -40,7 +40,7 @@ def disk_usage(directory: Path) -> int:
 
 
 @contextlib.contextmanager
-def exclusive(directory: Path) -> Iterator[None]:
+def exclusive(directory: Path) -> Generator[None]:
     """Hold the folder's marker locked, so that of many processes one makes the database. Makes folder and marker."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     marker = os.open(directory / MARKER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from embcache.errors import StoreError
 
@@ -74,7 +74,7 @@ class Reader:
             with contextlib.suppress(sqlite3.Error):
                 connection.close()
 
-    def _query(self, statement: str, values: Sequence[object]) -> list[tuple]:  # type: ignore[type-arg]
+    def _query(self, statement: str, values: Sequence[object]) -> list[Any]:
         try:
             connection = self._connection()
             return connection.execute(statement, values).fetchall() if connection else []
