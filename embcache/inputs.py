@@ -65,8 +65,9 @@ def read_inputs(given: object) -> Inputs:
     """
     if isinstance(given, str):
         return _texts([given], single=True)
+    kind = type(given).__name__
     if not isinstance(given, Iterable) or isinstance(given, NO_INPUTS):
-        raise InvalidInput(f"a {given.__class__.__name__} cannot be embedded; {WHAT_IS_TAKEN}")
+        raise InvalidInput(f"a {kind} cannot be embedded; {WHAT_IS_TAKEN}")
     items = _to_list(cast("Iterable[object]", given))
     if not items or all(isinstance(item, str) for item in items):
         return _texts(items, single=False)

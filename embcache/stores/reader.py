@@ -39,8 +39,8 @@ class Reader:
         """Return (key, value) of those ``keys`` that are held, at most as many as a statement takes."""
         marks = ",".join("?" * len(keys))
         return self._query(
-            "SELECT key, value FROM Cache WHERE raw = 1 AND mode = 1 AND filename IS NULL AND typeof(value) = 'blob'"
-            f" AND key IN ({marks})",
+            "SELECT key, value FROM Cache WHERE raw = 1 AND mode = 1 AND filename IS NULL"  # noqa: S608 - question marks
+            f" AND typeof(value) = 'blob' AND key IN ({marks})",
             keys,
         )
 
