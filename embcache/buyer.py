@@ -6,11 +6,14 @@ is paid once, and what it brings is stored.
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import random
 import threading
 import time
 import traceback
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import tenacity
@@ -35,6 +38,10 @@ if TYPE_CHECKING:
     from embcache.types import Reply
 
 
+GRACE = 1.0
+"""Seconds the desk may take to answer that it has closed, beyond what it was given."""
+
+
 class _Job:
     """The misses of one call, on their way in one or more requests."""
 
@@ -44,11 +51,32 @@ class _Job:
         self.refused: list[Flight] = []
 
 
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What a caller wants bought."""
+
+    call: Call
+    missing: Sequence[tuple[int, bytes, bytes]]
+    landings: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Close:
+    """A wish to end, with the time (on the monotonic clock) until which what is under way may take."""
+
+    deadline: float | None
+    done: queue.SimpleQueue[None]
+
+
 class Buyer:
-    """Threads that ask the provider; the first starts at the first miss, and all end with ``close()``."""
+    """The desk that takes orders, and the threads that carry them out.
+
+    A caller's thread may be interrupted at any instant, and a lock it held then would stay locked. So it only ever puts
+    a message on a queue; everything else happens on threads of the buyer, where no signal arrives.
+    """
 
     def __init__(self, settings: Settings, provider: Provider, keeper: Keeper) -> None:
-        """Be ready to buy from ``provider`` and hand to ``keeper``."""
+        """Be ready to buy from ``provider`` and hand to ``keeper``; starts the desk's thread."""
         self._settings = settings
         self._provider = provider
         self._keeper = keeper
@@ -58,22 +86,72 @@ class Buyer:
         self._threads: set[threading.Thread] = set()
         self._idle = 0
         self._closing = threading.Event()
+        self._orders: queue.SimpleQueue[_Order | _Close | None] = queue.SimpleQueue()
         self.landings = 0
         """How many requests have ended so far."""
-
-    @property
-    def closed(self) -> bool:
+        self.closed = False
         """Whether nothing is bought any more."""
-        return self._closing.is_set()
+        threading.Thread(target=self._serve, name="embcache-desk", daemon=True).start()
 
-    def board(self, call: Call, missing: Sequence[tuple[int, bytes, bytes]]) -> list[int]:
-        """Make a flight of each missing input, or join the one under way; return which are new.
+    # On a caller's thread
+
+    def order(self, call: Call, missing: Sequence[tuple[int, bytes, bytes]], landings: int | None) -> None:
+        """Have ``missing`` bought; ``call.wake`` is called once all is there.
 
         Args:
             call: who asks.
             missing: the number of the distinct input, its key and its digest.
+            landings: how many requests had ended when the store was looked up; None to buy whatever the store has.
         """
-        new: list[int] = []
+        self._orders.put(_Order(call, missing, landings))
+
+    def nudge(self) -> None:
+        """Have what was counted written in a while."""
+        self._orders.put(None)
+
+    def close(self, patience: float | None) -> None:
+        """Wait until all is bought, ``patience`` seconds at most, then end the threads."""
+        if self.closed:
+            return
+        self.closed = True
+        done: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._orders.put(_Close(None if patience is None else time.monotonic() + patience, done))
+        with contextlib.suppress(queue.Empty):
+            done.get(timeout=None if patience is None else patience + GRACE)
+
+    # On the desk's thread
+
+    def _serve(self) -> None:
+        """Take orders until one says to close; between them, see to it that what was counted is written."""
+        while True:
+            try:
+                order = self._orders.get(timeout=self._keeper.ledger.seconds_until_flush())
+            except queue.Empty:
+                self._keeper.flush()
+                continue
+            if isinstance(order, _Order):
+                self._take(order)
+            elif isinstance(order, _Close):
+                self._shut(order.deadline)
+                order.done.put(None)
+                return
+
+    def _take(self, order: _Order) -> None:
+        call = order.call
+        new = self._board(call, order.missing)
+        if new and order.landings is not None and order.landings != self.landings:
+            # Since the caller looked, a request was stored, perhaps with what we are about to send for.
+            new = self._look_again(new)
+        call.sent.update(number for number, _ in new)
+        if new:
+            flights = [flight for _, flight in new]
+            with self._changed:
+                self._jobs.append(_Job(flights, Cutter(len(flights), self._settings.batch_size, self._keeper.cap)))
+                self._staff()
+
+    def _board(self, call: Call, missing: Sequence[tuple[int, bytes, bytes]]) -> list[tuple[int, Flight]]:
+        """Make a flight of each missing input, or join the one under way; return those that are new."""
+        new: list[tuple[int, Flight]] = []
         with self._changed:
             for which, key, digest in missing:
                 flight = self._flights.get(key)
@@ -84,89 +162,50 @@ class Buyer:
                     position = call.first[which]
                     flight = Flight(key, digest, call.inputs.items[position], len(call.inputs.payloads[position]), call)
                     self._flights[key] = flight
-                    new.append(which)
+                    new.append((which, flight))
                 call.flights[which] = flight
             call.waiting += len(missing)
         return new
 
-    def send(self, call: Call, which: Sequence[int]) -> None:
-        """Send for these flights of ``call``, which are new."""
-        call.sent.update(which)
-        flights = [call.flights[number] for number in which]
-        with self._changed:
-            self._jobs.append(_Job(flights, Cutter(len(flights), self._settings.batch_size, self._keeper.cap)))
-            self._staff()
+    def _look_again(self, new: Sequence[tuple[int, Flight]]) -> list[tuple[int, Flight]]:
+        """Return which of these boarded inputs are still missing; the others land without a request."""
+        flights = [flight for _, flight in new]
+        found = self._keeper.look_up_again(flights)
+        if found:
+            self._land(found)
+        return [(number, flight) for number, flight in new if flight.row is None]
 
-    def land(self, flights: Sequence[Flight], store_error: EmbcacheError | None = None) -> None:
-        """Tell all who wait for ``flights`` that these are there, with a vector or an error."""
-        progress: dict[Call, int] = {}
+    def _shut(self, deadline: float | None) -> None:
         with self._changed:
-            self.landings += 1
-            for flight in flights:
-                if self._flights.get(flight.key) is flight:
-                    del self._flights[flight.key]
-                for call in flight.calls:
-                    progress[call] = progress.get(call, 0) + 1
-            done: list[Call] = []
-            for call, count in progress.items():
-                call.waiting -= count
-                call.store_error = call.store_error or store_error
-                if not call.waiting:
-                    done.append(call)
-            self._changed.notify_all()
-        for call, count in progress.items():
-            if call.progress is not None:
-                call.progress.update(count)
-        for call in done:
-            call.done.set_result(None)
-
-    def wake(self) -> None:
-        """See to it that what was counted is written in a while, even if nothing is ever bought."""
-        if not self._threads:
-            with self._changed:
-                self._staff()
-
-    def close(self, deadline: float | None) -> None:
-        """Wait until all is bought or ``deadline`` (on the monotonic clock), then end the threads."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._flights, None if deadline is None else _until(deadline))
+            self._changed.wait_for(lambda: not self._flights, _until(deadline))
             self._closing.set()
             self._changed.notify_all()
             threads = list(self._threads)
         for thread in threads:
-            thread.join(None if deadline is None else _until(deadline))
+            thread.join(_until(deadline))
 
-    # On the threads
+    # On the threads that ask
 
     def _staff(self) -> None:
         """See to it that somebody works: wake one, or start one if none is idle and not all are there. Locked."""
         self._changed.notify()
-        if not self._idle and len(self._threads) < self._settings.max_concurrency and not self._closing.is_set():
+        if not self._idle and len(self._threads) < self._settings.max_concurrency:
             thread = threading.Thread(target=self._work, name=f"embcache-request-{len(self._threads)}", daemon=True)
             self._threads.add(thread)
             thread.start()
 
     def _work(self) -> None:
+        """Send requests until the buyer closes."""
         while True:
             with self._changed:
-                task = self._next_task()
-                while task is None:
-                    wait = self._keeper.ledger.seconds_until_flush()
+                while (task := self._next_task()) is None:
                     if self._closing.is_set():
-                        self._threads.discard(threading.current_thread())
                         return
-                    if wait == 0.0:
-                        break
                     self._idle += 1
-                    self._changed.wait(wait)
+                    self._changed.wait()
                     self._idle -= 1
-                    task = self._next_task()
-                if task is not None and self._jobs:
-                    self._staff()
-            if task is None:
-                self._keeper.flush()
-            else:
-                self._buy(*task)
+                self._staff()
+            self._buy(*task)
 
     def _next_task(self) -> tuple[_Job, Part] | None:
         """Return the next request of the oldest job that has one to send now. Locked."""
@@ -179,47 +218,61 @@ class Buyer:
     def _buy(self, job: _Job, part: Part) -> None:
         """Send one request, with its retries, and land its flights with whatever came of it."""
         flights = job.flights[part.start : part.stop]
-        news = False
+        failure: EmbcacheError | None = None
+        store_error: EmbcacheError | None = None
+        cutter, known = job.cutter, (self._keeper.cap.good, self._keeper.cap.bad)
         try:
             store_error = self._ask(flights)
         except InputRejected as refusal:
             with self._changed:
-                news = job.cutter.refused(part)
-            if part.size == 1:
-                flights[0].error = refusal
-                job.refused.append(flights[0])
-                self.land(flights)
-            if job.cutter.hopeless:
-                self._give_up(job, _hopeless(refusal))
-        except Exception as error:  # noqa: BLE001 - a provider may be anybody's, and somebody waits for these flights
-            told = error if isinstance(error, EmbcacheError) else _foreign(error)
-            with self._changed:
-                job.cutter.failed(part)
+                cutter.refused(part)
+                if part.size > 1:
+                    flights = []  # they are asked for again in two halves
+                job.refused += flights
+                failure = _hopeless(refusal) if cutter.hopeless else None
             for flight in flights:
-                flight.error = told
-            self.land(flights)
-            self._give_up(job, told)
+                flight.error = refusal
+        except Exception as error:  # noqa: BLE001 - a provider may be anybody's, and somebody waits for these flights
+            failure = error if isinstance(error, EmbcacheError) else _foreign(error)
+            with self._changed:
+                cutter.failed(part)
         else:
             with self._changed:
-                news = job.cutter.taken(part)
-            self.land(flights, store_error)
+                cutter.taken(part)
+        if failure is not None:
+            # Asking on would meet the same, and single inputs refused before were not at fault themselves.
+            with self._changed:
+                for left in cutter.drop_waiting():
+                    flights += job.flights[left.start : left.stop]
+            for flight in [*flights, *job.refused]:
+                flight.error = failure
         with self._changed:
-            if job.cutter.finished and job in self._jobs:
+            if cutter.finished and job in self._jobs:
                 self._jobs.remove(job)
-            self._changed.notify_all()
-        if news:
+        self._land(flights, store_error)
+        if known != (self._keeper.cap.good, self._keeper.cap.bad) and self._keeper.cap.bad is not None:
             self._keeper.remember_cap()
 
-    def _give_up(self, job: _Job, error: EmbcacheError) -> None:
-        """Fail what this job has not sent yet: asking on would meet the same."""
+    def _land(self, flights: Sequence[Flight], store_error: EmbcacheError | None = None) -> None:
+        """Tell all who wait for ``flights`` that these are there, with a vector or an error."""
+        landed: dict[Call, int] = {}
         with self._changed:
-            left = [flight for part in job.cutter.drop_waiting() for flight in job.flights[part.start : part.stop]]
-        for flight in left:
-            flight.error = error
-        if isinstance(error, ProviderError):
-            for flight in job.refused:  # it was not these inputs that were at fault
-                flight.error = error
-        self.land(left)
+            self.landings += 1
+            for flight in flights:
+                if self._flights.get(flight.key) is flight:
+                    del self._flights[flight.key]
+                for call in flight.calls:
+                    landed[call] = landed.get(call, 0) + 1
+            for call, count in landed.items():
+                call.waiting -= count
+                call.store_error = call.store_error or store_error
+            done = [call for call in landed if not call.waiting]
+            self._changed.notify_all()
+        for call, count in landed.items():
+            if call.progress is not None:
+                call.progress.update(count)
+        for call in done:
+            call.wake()
 
     def _ask(self, flights: list[Flight]) -> EmbcacheError | None:
         """Send one request until it is answered; give its flights what came; return what went wrong with the store."""
@@ -254,18 +307,17 @@ class Buyer:
         """Send one request once: book it, judge the answer, store what is good."""
         owner = flights[0].calls[0]
         self._keeper.ledger.add(requests=1)
-        owner.counts["requests"] += 1
+        self._count(owner, requests=1)
         try:
             reply = self._provider.embed(ask)
         except ProviderError as error:
             if error.unaccounted:
                 self._keeper.ledger.add(unknown_requests=1)
-                owner.counts["unknown_requests"] += 1
+                self._count(owner, unknown_requests=1)
             raise
         told = reply.total_tokens
         bill = {"unknown_requests": 1} if told is None else {"billed_tokens": told}
-        owner.counts.update(bill)
-        owner.counts["prompt_tokens"] += reply.prompt_tokens or 0
+        self._count(owner, prompt_tokens=reply.prompt_tokens or 0, **bill)
         owner.model = reply.model or owner.model
         self._check_model(reply)
         try:
@@ -284,6 +336,10 @@ class Buyer:
                 flight.entry = Entry(len(row) // FLOAT32.itemsize, model, share, exact, created)
         return self._keeper.keep(flights, bill)
 
+    def _count(self, owner: Call, **counts: int) -> None:
+        with self._changed:  # a call may have several requests under way
+            owner.counts.update(counts)
+
     def _check_model(self, reply: Reply) -> None:
         asked = self._settings.space.model
         if reply.model is not None and reply.model != asked:
@@ -291,8 +347,8 @@ class Buyer:
             self._keeper.note("model", f"asked for the model {asked!r}, the provider answered as {reply.model[:80]!r}")
 
 
-def _until(deadline: float) -> float:
-    return max(0.0, deadline - time.monotonic())
+def _until(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 def _error(state: tenacity.RetryCallState) -> Any:  # noqa: ANN401 - what it raised, which tenacity calls BaseException

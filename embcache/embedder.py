@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import weakref
 from typing import TYPE_CHECKING, Any, Self
 
@@ -196,8 +198,11 @@ class CachedEmbedder(_Face):
         self.close()
 
     def _result(self, given: EmbedInput, *, refresh: bool) -> EmbedResult:
-        call = self._engine.begin(read_inputs(given), refresh=refresh)
-        call.done.result()
+        # A queue, since waiting at it is one step that an interrupt cannot leave half done; a Future's lock it could.
+        there: queue.SimpleQueue[None] = queue.SimpleQueue()
+        call = self._engine.begin(read_inputs(given), refresh=refresh, wake=lambda: there.put(None))
+        if call.pending:
+            there.get()
         self._engine.keeper.tell(stacklevel=3)
         return self._engine.finish(call)
 
@@ -250,12 +255,19 @@ class AsyncCachedEmbedder(_Face):
     async def _result(self, given: EmbedInput, *, refresh: bool) -> EmbedResult:
         import asyncio
 
+        loop = asyncio.get_running_loop()
+        there = asyncio.Event()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(there.set)
+
         inputs = read_inputs(given)
         if len(inputs.items) <= FEW:
-            call = self._engine.begin(inputs, refresh=refresh)
+            call = self._engine.begin(inputs, refresh=refresh, wake=wake)
         else:
-            call = await asyncio.to_thread(self._engine.begin, inputs, refresh=refresh)
-        if not call.done.done():
-            await asyncio.wrap_future(call.done)
+            call = await asyncio.to_thread(self._engine.begin, inputs, refresh=refresh, wake=wake)
+        if call.pending:
+            await there.wait()
         self._engine.keeper.tell(stacklevel=3)
         return self._engine.finish(call)

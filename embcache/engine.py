@@ -6,7 +6,6 @@ everything is there; how a face waits for it is the face's own.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +21,7 @@ from embcache.types import CacheStats, EmbedResult, Usage
 from embcache.usage import figures, summarise
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from embcache.codec import Entry
     from embcache.config import Parts
@@ -44,8 +43,13 @@ class Engine:
         self.keeper = Keeper(parts.settings, parts.store)
         self._buyer = Buyer(parts.settings, parts.provider, self.keeper)
 
-    def begin(self, inputs: Inputs, *, refresh: bool) -> Call:
+    def begin(self, inputs: Inputs, *, refresh: bool, wake: Callable[[], None]) -> Call:
         """Look up ``inputs``, send for what is missing, and return the call without waiting for that.
+
+        Args:
+            inputs: what is asked.
+            refresh: send for all of it, whatever the store has.
+            wake: called on a thread of the engine once all is there; never, if the call is not ``pending``.
 
         Raises:
             StoreError: the store cannot be read, with ``on_store_error="raise"``.
@@ -53,19 +57,13 @@ class Engine:
         if self._buyer.closed:
             message = "this embedder is closed; make a new one"
             raise EmbcacheError(message)
-        call = Call(inputs)
+        call = Call(inputs, wake)
         landings = self._buyer.landings
-        missing = self._look_up(call, range(len(call.first)), skip=refresh)
+        missing = self._look_up(call, skip=refresh)
         if missing:
             call.progress = begin_progress(len(missing), wanted=self.settings.progress)
-            new = self._buyer.board(call, missing)
-            if new and not refresh and landings != self._buyer.landings:
-                # Since we looked, another caller's request was stored, perhaps with what we are about to send.
-                new = self._look_again(call, new)
-            if new:
-                self._buyer.send(call, new)
-        else:
-            call.done.set_result(None)
+            call.pending = True
+            self._buyer.order(call, missing, None if refresh else landings)
         return call
 
     def finish(self, call: Call) -> EmbedResult:
@@ -133,17 +131,17 @@ class Engine:
         Args:
             patience: seconds to wait at most; None waits until all is bought.
         """
-        self._buyer.close(None if patience is None else time.monotonic() + patience)
+        self._buyer.close(patience)
         self.keeper.flush()
         self._provider.close()
         if self._owns_store:
             self._store.close()
 
-    def _look_up(self, call: Call, which: Sequence[int], *, skip: bool = False) -> list[tuple[int, bytes, bytes]]:
-        """Place what the store has of these distinct inputs; return the others as (number, key, digest)."""
+    def _look_up(self, call: Call, *, skip: bool) -> list[tuple[int, bytes, bytes]]:
+        """Place what the store has of a call's distinct inputs; return the others as (number, key, digest)."""
         inputs, space, missing = call.inputs, self.settings.space, list[tuple[int, bytes, bytes]]()
-        for start in range(0, len(which), LOOK_UP):
-            chunk = which[start : start + LOOK_UP]
+        for start in range(0, len(call.first), LOOK_UP):
+            chunk = range(start, min(start + LOOK_UP, len(call.first)))
             keys, digests = fingerprints(space, inputs.kind, [inputs.payloads[call.first[number]] for number in chunk])
             if skip:
                 missing += zip(chunk, keys, digests, strict=True)
@@ -158,16 +156,6 @@ class Engine:
             missing += [(chunk[place], keys[place], digests[place]) for place in sorted(lacking)]
         return missing
 
-    def _look_again(self, call: Call, new: Sequence[int]) -> list[int]:
-        """Return which of these boarded inputs are still missing; the others land without a request."""
-        flights = [call.flights[number] for number in new]
-        found, opened, _ = self.keeper.look_up([f.key for f in flights], [f.digest for f in flights])
-        for place, vector, entry in zip(found, opened.vectors, opened.entries, strict=True):
-            flights[place].row, flights[place].entry = vector.tobytes(), entry
-        if found:
-            self._buyer.land([flights[place] for place in found])
-        return [number for place, number in enumerate(new) if place not in set(found)]
-
     def _settle(self, call: Call) -> None:
         """Count what a call that is done took and spared."""
         misses = len(call.sent)
@@ -178,8 +166,8 @@ class Engine:
                 _credit(call, [which], [flight.entry], spared)
         call.counts.update(hits=call.size - misses - duplicates, misses=misses, duplicates=duplicates)
         names = ("hits", "misses", "duplicates", "saved_tokens", "saved_exact")
-        self.keeper.ledger.add(**{name: call.counts[name] for name in names})
-        self._buyer.wake()
+        if self.keeper.ledger.add(**{name: call.counts[name] for name in names}):
+            self._buyer.nudge()
 
 
 def _credit(call: Call, which: Sequence[int], entries: Sequence[Entry], times: int | None = None) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from embcache.codec import Entry
     from embcache.inputs import Inputs
@@ -54,7 +53,8 @@ class Call:
         inputs: what was asked.
         first: the position of each distinct input.
         same_as: for each input, which of the distinct ones it is; None where all differ.
-        done: completes when nothing is on its way any more.
+        wake: what to call when nothing is on its way any more.
+        pending: whether there is anything to wait for.
         flights: what the call waits for, by the number of the distinct input.
         sent: which of these it asked for itself.
         counts: what the call took: ``requests``, ``billed_tokens``, ``prompt_tokens``, ``unknown_requests``.
@@ -63,12 +63,12 @@ class Call:
         out: the vectors, one a distinct position so far; None while no vector is known.
     """
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, wake: Callable[[], None]) -> None:
         """Begin a call that asks for ``inputs``."""
         self.inputs = inputs
         self.first, self.same_as = inputs.distinct()
-        self.done: Future[None] = Future()
-        self.done.set_running_or_notify_cancel()  # so that no caller who goes away can cancel what others wait for
+        self.wake = wake
+        self.pending = False
         self.progress: Progress | None = None
         self.flights: dict[int, Flight] = {}
         self.sent: set[int] = set()

@@ -91,6 +91,16 @@ class Keeper:
             self._dims = opened.vectors.shape[1]
         return [there[hit] for hit in opened.hits], opened, failure
 
+    def look_up_again(self, flights: Sequence[Flight]) -> list[Flight]:
+        """Give those of ``flights`` their vectors that the store has by now, and return them."""
+        try:
+            found, opened, _ = self.look_up([flight.key for flight in flights], [flight.digest for flight in flights])
+        except StoreError:
+            return []  # the call has met it when it looked itself
+        for place, vector, entry in zip(found, opened.vectors, opened.entries, strict=True):
+            flights[place].row, flights[place].entry = vector.tobytes(), entry
+        return [flights[place] for place in found]
+
     def keep(self, flights: Sequence[Flight], bill: Mapping[str, int]) -> StoreError | None:
         """Store the vectors of ``flights`` and the ``bill`` of their request in one commit; return what went wrong.
 
@@ -179,4 +189,5 @@ class Keeper:
     def _store_failed(self, error: StoreError, count: int) -> None:
         counter = "store_busy" if isinstance(error, StoreBusy) else "store_errors"
         self.ledger.add(**{counter: count})
-        self.note(counter, f"{error}; {count} vectors were not read from it or kept in it")
+        if count:  # accounts that wait for better times need no telling
+            self.note(counter, f"{error}; {count} vectors were not read from it or kept in it")

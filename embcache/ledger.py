@@ -29,10 +29,12 @@ class Ledger:
         self._pending: dict[bytes, Counter[str]] = {}
         self._pending_since: float | None = None
 
-    def add(self, **counts: int) -> None:
-        """Count, for the session and for the store to be told."""
+    def add(self, **counts: int) -> bool:
+        """Count, for the session and for the store to be told; return whether it had nothing to be told before."""
         with self._lock:
+            was_empty = self._pending_since is None
             self._add(counts)
+            return was_empty and self._pending_since is not None
 
     def take(self, **counts: int) -> dict[bytes, Counter[str]]:
         """Count this too, and return all that the store is to be told: the taker's to deliver from now on.

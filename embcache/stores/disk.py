@@ -15,6 +15,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+import weakref
 from collections import Counter
 from hashlib import sha256
 from pathlib import Path
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = 1.0
-"""Seconds a write may wait for whoever else writes."""
+"""Seconds a write may take of its caller's time."""
+LOCK_PATIENCE = 0.8
+"""Seconds of these it may wait for whoever else writes."""
 CHUNK = 500
 """Keys a statement."""
 SECONDS_TO_CLOSE = 10.0
@@ -129,7 +132,8 @@ class DiskStore:
         self._writer = Writer(f"embcache-writer-{self.directory.name}")
         self._reader = Reader(database_of(self.directory))
         self._cache: Any = None  # a diskcache.Cache, which has no types; None while it is not open
-        self._patience = PATIENCE
+        self._patience = LOCK_PATIENCE
+        weakref.finalize(self, self._writer.stop)
         self._events: Counter[str] = Counter()
         self._events_lock = threading.Lock()
 
@@ -288,11 +292,11 @@ class DiskStore:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
-            self._patience = PATIENCE
+            self._patience = LOCK_PATIENCE
             return result
 
         try:
-            return self._writer.run(transact, PATIENCE + (PATIENCE / 2 if self._patience else 0.0))
+            return self._writer.run(transact, PATIENCE)
         except (sqlite3.Error, OSError) as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):

@@ -31,14 +31,17 @@ class _Errand:
 
 
 class Writer:
-    """Runs actions one after the other on a thread of its own, started at the first one."""
+    """Runs actions one after the other on a thread of its own."""
 
     def __init__(self, name: str) -> None:
-        """Name the thread ``name``."""
+        """Start the thread: here and not at the first action, since an interrupt may leave a start half done."""
         self._name = name
         self._errands: queue.SimpleQueue[_Errand | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._current: _Errand | None = None
+        self._overdue: _Errand | None = None
         self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._start()
 
     def run(self, action: Callable[[], T], patience: float) -> T:
         """Carry out ``action`` on the thread and return what it returns, or raise what it raises.
@@ -47,23 +50,23 @@ class Writer:
 
         Args:
             action: what to do.
-            patience: seconds to wait for it.
+            patience: seconds to wait for it; none at all while an earlier action is overdue.
 
         Raises:
             StoreBusy: it was not done in time. Unless ``started``, it never will be.
         """
+        if self._overdue is not None and self._overdue is self._current:
+            raise StoreBusy("the cache is still busy with an earlier write")
         errand = _Errand(action)
-        with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                self._thread.start()
+        self._start()
         self._errands.put(errand)
         try:
             result, error = errand.outcome.get(timeout=patience)
         except queue.Empty:
-            started = not errand.withdraw()
-            message = f"the cache did not take a write within {patience:g} s"
-            raise StoreBusy(message, started=started) from None
+            if errand.withdraw():
+                raise StoreBusy(f"the cache did not take a write within {patience:g} s") from None
+            self._overdue = errand
+            raise StoreBusy(f"the cache did not end a write within {patience:g} s", started=True) from None
         if error is not None:
             raise error
         return result  # type: ignore[no-any-return]  # the queue carries every action's result
@@ -71,15 +74,23 @@ class Writer:
     def stop(self) -> None:
         """End the thread once it has done what was asked; another ``run()`` starts a new one."""
         with self._lock:
-            if self._thread is not None and self._thread.is_alive():
-                self._errands.put(None)
-                self._thread.join(timeout=1.0)
-            self._thread = None
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            self._errands.put(None)
+            thread.join(timeout=1.0)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self._thread.start()
 
     def _work(self) -> None:
         while (errand := self._errands.get()) is not None:
             if errand.start():
+                self._current = errand
                 try:
                     errand.outcome.put((errand.action(), None))
                 except BaseException as error:  # noqa: BLE001 - it is raised again where the action was asked for
                     errand.outcome.put((None, error))
+                self._current = None
