@@ -220,38 +220,43 @@ class Buyer:
         flights = job.flights[part.start : part.stop]
         failure: EmbcacheError | None = None
         store_error: EmbcacheError | None = None
-        cutter, known = job.cutter, (self._keeper.cap.good, self._keeper.cap.bad)
+        news = False
         try:
             store_error = self._ask(flights)
         except InputRejected as refusal:
-            with self._changed:
-                cutter.refused(part)
-                if part.size > 1:
-                    flights = []  # they are asked for again in two halves
-                job.refused += flights
-                failure = _hopeless(refusal) if cutter.hopeless else None
-            for flight in flights:
-                flight.error = refusal
+            flights, failure, news = self._refused(job, part, refusal)
         except Exception as error:  # noqa: BLE001 - a provider may be anybody's, and somebody waits for these flights
             failure = error if isinstance(error, EmbcacheError) else _foreign(error)
             with self._changed:
-                cutter.failed(part)
+                job.cutter.failed(part)
         else:
             with self._changed:
-                cutter.taken(part)
-        if failure is not None:
-            # Asking on would meet the same, and single inputs refused before were not at fault themselves.
-            with self._changed:
-                for left in cutter.drop_waiting():
-                    flights += job.flights[left.start : left.stop]
-            for flight in [*flights, *job.refused]:
-                flight.error = failure
+                news = job.cutter.taken(part)
         with self._changed:
-            if cutter.finished and job in self._jobs:
+            if failure is not None:  # asking on would meet the same
+                for left in job.cutter.drop_waiting():
+                    flights += job.flights[left.start : left.stop]
+            if job.cutter.finished and job in self._jobs:
                 self._jobs.remove(job)
+        if failure is not None:
+            for flight in [*flights, *job.refused]:  # those refused before were not at fault themselves
+                flight.error = failure
         self._land(flights, store_error)
-        if known != (self._keeper.cap.good, self._keeper.cap.bad) and self._keeper.cap.bad is not None:
+        if news and self._keeper.cap.bad is not None:
             self._keeper.remember_cap()
+
+    def _refused(
+        self, job: _Job, part: Part, refusal: InputRejected
+    ) -> tuple[list[Flight], EmbcacheError | None, bool]:
+        """Note that ``part`` was refused; return which flights that ends, why the job ends with it, and cap news."""
+        with self._changed:
+            news = job.cutter.refused(part)
+            if part.size > 1:
+                return [], None, news  # they are asked for again, in two halves
+            flight = job.flights[part.start]
+            flight.error = refusal
+            job.refused.append(flight)
+            return [flight], _hopeless(refusal) if job.cutter.hopeless else None, news
 
     def _land(self, flights: Sequence[Flight], store_error: EmbcacheError | None = None) -> None:
         """Tell all who wait for ``flights`` that these are there, with a vector or an error."""
