@@ -37,10 +37,12 @@ class Reader:
 
     def rows(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         """Return (key, value) of those ``keys`` that are held, at most as many as a statement takes."""
+        # Looked up by key in the index alone, then read by rowid: neighbours share a page, which is then read once.
         marks = ",".join("?" * len(keys))
         return self._query(
-            "SELECT key, value FROM Cache WHERE raw = 1 AND mode = 1 AND filename IS NULL"  # noqa: S608 - question marks
-            f" AND typeof(value) = 'blob' AND key IN ({marks})",
+            "SELECT key, value FROM Cache"  # noqa: S608 - question marks
+            f" WHERE rowid IN (SELECT rowid FROM Cache WHERE raw = 1 AND key IN ({marks}))"
+            " AND mode = 1 AND filename IS NULL AND typeof(value) = 'blob'",
             keys,
         )
 
