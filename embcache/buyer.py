@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from embcache.batching import Part
     from embcache.config import Settings
-    from embcache.flight import Call
+    from embcache.flight import Call, Missing
     from embcache.keeper import Keeper
     from embcache.providers.base import Provider
     from embcache.types import Reply
@@ -56,7 +56,7 @@ class _Order:
     """What a caller wants bought."""
 
     call: Call
-    missing: Sequence[tuple[int, bytes, bytes]]
+    missing: Sequence[Missing]
     landings: int | None
 
 
@@ -95,12 +95,12 @@ class Buyer:
 
     # On a caller's thread
 
-    def order(self, call: Call, missing: Sequence[tuple[int, bytes, bytes]], landings: int | None) -> None:
+    def order(self, call: Call, missing: Sequence[Missing], landings: int | None) -> None:
         """Have ``missing`` bought; ``call.wake`` is called once all is there.
 
         Args:
             call: who asks.
-            missing: the number of the distinct input, its key and its digest.
+            missing: what to buy.
             landings: how many requests had ended when the store was looked up; None to buy whatever the store has.
         """
         self._orders.put(_Order(call, missing, landings))
@@ -149,18 +149,17 @@ class Buyer:
                 self._jobs.append(_Job(flights, Cutter(len(flights), self._settings.batch_size, self._keeper.cap)))
                 self._staff()
 
-    def _board(self, call: Call, missing: Sequence[tuple[int, bytes, bytes]]) -> list[tuple[int, Flight]]:
+    def _board(self, call: Call, missing: Sequence[Missing]) -> list[tuple[int, Flight]]:
         """Make a flight of each missing input, or join the one under way; return those that are new."""
         new: list[tuple[int, Flight]] = []
         with self._changed:
-            for which, key, digest in missing:
+            for which, key, digest, weight in missing:
                 flight = self._flights.get(key)
                 # Two inputs made to share a key are two flights all the same.
                 if flight is not None and flight.digest == digest:
                     flight.calls.append(call)
                 else:
-                    position = call.first[which]
-                    flight = Flight(key, digest, call.inputs.items[position], len(call.inputs.payloads[position]), call)
+                    flight = Flight(key, digest, call.inputs.items[call.first[which]], weight, call)
                     self._flights[key] = flight
                     new.append((which, flight))
                 call.flights[which] = flight
@@ -311,19 +310,18 @@ class Buyer:
     def _attempt(self, ask: Ask, flights: list[Flight]) -> EmbcacheError | None:
         """Send one request once: book it, judge the answer, store what is good."""
         owner = flights[0].calls[0]
-        self._keeper.ledger.add(requests=1)
+        self._keeper.ledger.add({"requests": 1})
         self._count(owner, requests=1)
         try:
             reply = self._provider.embed(ask)
         except ProviderError as error:
             if error.unaccounted:
-                self._keeper.ledger.add(unknown_requests=1)
+                self._keeper.ledger.add({"unknown_requests": 1})
                 self._count(owner, unknown_requests=1)
             raise
         told = reply.total_tokens
         bill = {"unknown_requests": 1} if told is None else {"billed_tokens": told}
         self._count(owner, prompt_tokens=reply.prompt_tokens or 0, **bill)
-        owner.model = reply.model or owner.model
         self._check_model(reply)
         try:
             verdict = judge(reply, len(flights), self._keeper.dims)
@@ -343,12 +341,12 @@ class Buyer:
 
     def _count(self, owner: Call, **counts: int) -> None:
         with self._changed:  # a call may have several requests under way
-            owner.counts.update(counts)
+            owner.count(**counts)
 
     def _check_model(self, reply: Reply) -> None:
         asked = self._settings.space.model
         if reply.model is not None and reply.model != asked:
-            self._keeper.ledger.add_to_session(model_changes=1)
+            self._keeper.ledger.add_to_session({"model_changes": 1})
             self._keeper.note("model", f"asked for the model {asked!r}, the provider answered as {reply.model[:80]!r}")
 
 

@@ -54,6 +54,7 @@ class Settings:
         space: what, besides the input, decides the vector.
         dimensions: the length asked for; None asks for none.
         extra_body: further fields of each request.
+        memory_size: bytes of the memory tier; None has none.
         batch_size: inputs in one request at most.
         max_concurrency: requests in flight at most.
         timeout: seconds for one request as a whole.
@@ -66,6 +67,7 @@ class Settings:
     space: Space
     dimensions: int | None
     extra_body: Mapping[str, Any]
+    memory_size: int | None
     batch_size: int
     max_concurrency: int
     timeout: float
@@ -113,6 +115,7 @@ def build(  # noqa: PLR0913 - the constructor's arguments, one for one
     provider_name: str | None,
     cache_dir: str | os.PathLike[str] | None,
     size_limit: int | None,
+    memory_size: int | None,
     batch_size: int,
     max_concurrency: int,
     timeout: float,
@@ -134,6 +137,8 @@ def build(  # noqa: PLR0913 - the constructor's arguments, one for one
         _at_least("dimensions", dimensions, 1)
     if size_limit is not None:
         _at_least("size_limit", size_limit, SMALLEST_LIMIT)
+    if memory_size is not None:
+        _at_least("memory_size", memory_size, SMALLEST_LIMIT)
     _at_least("batch_size", batch_size, 1)
     _at_least("max_concurrency", max_concurrency, 1)
     _at_least("max_retries", max_retries, 0)
@@ -152,6 +157,7 @@ def build(  # noqa: PLR0913 - the constructor's arguments, one for one
         space=make_space(source.id, chosen_model, encoding_format, dimensions=dimensions, extra_body=body),
         dimensions=dimensions,
         extra_body=body,
+        memory_size=memory_size,
         batch_size=batch_size,
         max_concurrency=max_concurrency,
         timeout=float(timeout),

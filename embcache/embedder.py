@@ -43,6 +43,7 @@ class _Face:
         provider_name: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         size_limit: int | None = None,
+        memory_size: int | None = None,
         batch_size: int = 2048,
         max_concurrency: int = 4,
         timeout: float = 60.0,
@@ -65,6 +66,8 @@ class _Face:
             provider_name: what keys call the server instead of its host and path; one that moves keeps its cache.
             cache_dir: the cache folder; by default ``EMBCACHE_DIR``, else the platform's for this user's caches.
             size_limit: bytes the cache may take; None never evicts, otherwise the oldest stored entries go first.
+            memory_size: bytes of vectors to hold in memory over the store, for what is asked again and again in one
+                process; None holds none.
             batch_size: inputs in one request at most.
             max_concurrency: requests in flight at most.
             timeout: seconds for one request as a whole. One that timed out may have been billed; it is sent once more.
@@ -90,6 +93,7 @@ class _Face:
                 provider_name=provider_name,
                 cache_dir=cache_dir,
                 size_limit=size_limit,
+                memory_size=memory_size,
                 batch_size=batch_size,
                 max_concurrency=max_concurrency,
                 timeout=timeout,
@@ -204,7 +208,7 @@ class CachedEmbedder(_Face):
         if call.pending:
             there.get()
         self._engine.keeper.tell(stacklevel=3)
-        return self._engine.finish(call)
+        return self._engine.finish(call, refresh=refresh)
 
 
 class AsyncCachedEmbedder(_Face):
@@ -270,4 +274,4 @@ class AsyncCachedEmbedder(_Face):
         if call.pending:
             await there.wait()
         self._engine.keeper.tell(stacklevel=3)
-        return self._engine.finish(call)
+        return self._engine.finish(call, refresh=refresh)

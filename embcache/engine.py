@@ -16,6 +16,7 @@ from embcache.errors import EmbcacheError, InputRejected, ProviderError, StoreEr
 from embcache.flight import Call
 from embcache.keeper import Keeper
 from embcache.keys import decode_space, fingerprints
+from embcache.memory import Memory
 from embcache.report import begin_progress
 from embcache.types import CacheStats, EmbedResult, Usage
 from embcache.usage import figures, summarise
@@ -25,10 +26,16 @@ if TYPE_CHECKING:
 
     from embcache.codec import Entry
     from embcache.config import Parts
+    from embcache.flight import Missing
     from embcache.inputs import Inputs
+    from embcache.types import Vectors
 
 LOOK_UP = 2000
 """Inputs looked up, proved and placed at a time, which bounds the memory it takes."""
+
+
+OF_A_CALL = ("hits", "misses", "duplicates", "saved_tokens", "saved_exact")
+"""What is counted when a call is done; the rest is counted as it happens."""
 
 
 class Engine:
@@ -41,6 +48,7 @@ class Engine:
         self._store = parts.store
         self._owns_store = parts.owns_store
         self.keeper = Keeper(parts.settings, parts.store)
+        self._memory: Memory | None = None
         self._buyer = Buyer(parts.settings, parts.provider, self.keeper)
 
     def begin(self, inputs: Inputs, *, refresh: bool, wake: Callable[[], None]) -> Call:
@@ -58,15 +66,19 @@ class Engine:
             message = "this embedder is closed; make a new one"
             raise EmbcacheError(message)
         call = Call(inputs, wake)
-        landings = self._buyer.landings
-        missing = self._look_up(call, skip=refresh)
-        if missing:
-            call.progress = begin_progress(len(missing), wanted=self.settings.progress)
-            call.pending = True
-            self._buyer.order(call, missing, None if refresh else landings)
+        rest = range(call.size) if refresh or self._memory is None else self._recall(call, self._memory)
+        if rest:
+            inputs.check(rest)
+            call.number(rest)
+            landings = self._buyer.landings
+            missing = self._look_up(call, skip=refresh)
+            if missing:
+                call.progress = begin_progress(len(missing), wanted=self.settings.progress)
+                call.pending = True
+                self._buyer.order(call, missing, None if refresh else landings)
         return call
 
-    def finish(self, call: Call) -> EmbedResult:
+    def finish(self, call: Call, *, refresh: bool) -> EmbedResult:
         """Return what a call that is done gives, or raise what went wrong.
 
         Raises:
@@ -75,29 +87,22 @@ class Engine:
         """
         if call.progress is not None:
             call.progress.close()
-        failed = {which: flight.error for which, flight in call.flights.items() if flight.error is not None}
         self._settle(call)
-        if failed:
-            raise _error_of(call, failed) from None
+        if call.flights:
+            self._receive(call, refresh=refresh)
         if call.store_error is not None and self.settings.raise_store_errors:
             raise StoreError(str(call.store_error)) from None
-        landed = [which for which, flight in call.flights.items() if flight.row is not None]
-        if landed:
-            rows = bytearray().join(call.flights[which].row or b"" for which in landed)
-            call.place(landed, np.frombuffer(rows, dtype=FLOAT32).reshape(len(landed), -1))
         call.repeat()
         vectors = np.empty((0, self.keeper.dims or 0), dtype=FLOAT32) if call.out is None else call.out
-        counts = call.counts
+        get = call.counts.get
         return EmbedResult(
-            vectors=vectors[0] if call.inputs.single else vectors,
-            usage=Usage(
-                counts["prompt_tokens"], counts["billed_tokens"], counts["saved_tokens"], counts["unknown_requests"]
-            ),
-            hits=counts["hits"],
-            misses=counts["misses"],
-            duplicates=counts["duplicates"],
-            requests=counts["requests"],
-            model=call.model or self.settings.space.model,
+            vectors[0] if call.inputs.single else vectors,
+            Usage(get("prompt_tokens", 0), get("billed_tokens", 0), get("saved_tokens", 0), get("unknown_requests", 0)),
+            get("hits", 0),
+            get("misses", 0),
+            get("duplicates", 0),
+            get("requests", 0),
+            call.model or self.settings.space.model,
         )
 
     def forget(self, inputs: Inputs) -> int:
@@ -106,7 +111,12 @@ class Engine:
         Raises:
             StoreError: it could not be removed.
         """
-        keys, _ = fingerprints(self.settings.space, inputs.kind, list(dict.fromkeys(inputs.payloads)))
+        names = inputs.names
+        positions = list({name: position for position, name in enumerate(names)}.values())
+        inputs.check(positions)
+        keys, _ = fingerprints(self.settings.space, inputs.kind, inputs.payloads(positions))
+        if self._memory is not None:
+            self._memory.forget(names)
         return self._store.delete_many(keys)
 
     def stats(self) -> CacheStats:
@@ -137,47 +147,80 @@ class Engine:
         if self._owns_store:
             self._store.close()
 
-    def _look_up(self, call: Call, *, skip: bool) -> list[tuple[int, bytes, bytes]]:
-        """Place what the store has of a call's distinct inputs; return the others as (number, key, digest)."""
-        inputs, space, missing = call.inputs, self.settings.space, list[tuple[int, bytes, bytes]]()
+    def _recall(self, call: Call, memory: Memory) -> Sequence[int]:
+        """Place what memory has; return the positions of the others."""
+        which, vectors, entries = memory.find(call.inputs.names)
+        if not entries:
+            return range(call.size)
+        call.place(range(call.size) if which is None else which, vectors)
+        call.model = entries[0].model
+        for entry in entries:
+            call.credit(entry, 1)
+        return () if which is None else sorted(set(range(call.size)).difference(which))
+
+    def _look_up(self, call: Call, *, skip: bool) -> list[Missing]:
+        """Place what the store has of a call's distinct inputs; return the others."""
+        inputs, space = call.inputs, self.settings.space
+        missing: list[Missing] = []
         for start in range(0, len(call.first), LOOK_UP):
-            chunk = range(start, min(start + LOOK_UP, len(call.first)))
-            keys, digests = fingerprints(space, inputs.kind, [inputs.payloads[call.first[number]] for number in chunk])
-            if skip:
-                missing += zip(chunk, keys, digests, strict=True)
-                continue
-            found, opened, failure = self.keeper.look_up(keys, digests)
-            call.store_error = call.store_error or failure
-            if found:
-                held = [chunk[place] for place in found]
-                call.place(held, opened.vectors)
-                _credit(call, held, opened.entries)
-            lacking = set(range(len(chunk))).difference(found)
-            missing += [(chunk[place], keys[place], digests[place]) for place in sorted(lacking)]
+            positions = call.first[start : start + LOOK_UP]
+            payloads = inputs.payloads(positions)
+            keys, digests = fingerprints(space, inputs.kind, payloads)
+            found: Sequence[int] = ()
+            if not skip:
+                found, opened, failure = self.keeper.look_up(keys, digests)
+                call.store_error = call.store_error or failure
+                if found:
+                    held = [positions[place] for place in found] if len(found) < len(positions) else positions
+                    call.place(held, opened.vectors)
+                    call.model = call.model or opened.entries[0].model
+                    for place, entry in zip(found, opened.entries, strict=True):
+                        call.credit(entry, call.times(start + place))
+                    self._memorise(call, held, opened.vectors, opened.entries, replace=False)
+            if len(found) < len(positions):
+                lacking = sorted(set(range(len(positions))).difference(found))
+                missing += [(start + place, keys[place], digests[place], len(payloads[place])) for place in lacking]
         return missing
+
+    def _receive(self, call: Call, *, refresh: bool) -> None:
+        """Place what has landed, or raise why it has not."""
+        failed = {number: flight.error for number, flight in call.flights.items() if flight.error is not None}
+        if failed:
+            raise _error_of(call, failed) from None
+        rows: list[bytes] = []
+        entries: list[Entry] = []
+        for flight in call.flights.values():
+            if flight.row is not None and flight.entry is not None:
+                rows.append(flight.row)
+                entries.append(flight.entry)
+        vectors = np.frombuffer(bytearray().join(rows), dtype=FLOAT32).reshape(len(rows), -1)
+        positions = [call.first[number] for number in call.flights]
+        call.place(positions, vectors)
+        call.model = entries[-1].model
+        self._memorise(call, positions, vectors, entries, replace=refresh)
+
+    def _memorise(
+        self, call: Call, positions: Sequence[int], vectors: Vectors, entries: Sequence[Entry], *, replace: bool
+    ) -> None:
+        """Hold in memory what was read or bought, if there is a memory tier."""
+        if self.settings.memory_size is None:
+            return
+        if self._memory is None:
+            self._memory = Memory(self.settings.memory_size, vectors.shape[1])
+        names = call.inputs.names
+        self._memory.keep([names[position] for position in positions], vectors, entries, replace=replace)
 
     def _settle(self, call: Call) -> None:
         """Count what a call that is done took and spared."""
         misses = len(call.sent)
-        duplicates = sum(call.times(which) for which in call.sent) - misses
-        for which, flight in call.flights.items():
-            spared = call.times(which) - (which in call.sent)
+        duplicates = sum(map(call.times, call.sent)) - misses
+        for number, flight in call.flights.items():
+            spared = call.times(number) - (number in call.sent)
             if flight.entry is not None and spared:
-                _credit(call, [which], [flight.entry], spared)
-        call.counts.update(hits=call.size - misses - duplicates, misses=misses, duplicates=duplicates)
-        names = ("hits", "misses", "duplicates", "saved_tokens", "saved_exact")
-        if self.keeper.ledger.add(**{name: call.counts[name] for name in names}):
+                call.credit(flight.entry, spared)
+        call.count(hits=call.size - misses - duplicates, misses=misses, duplicates=duplicates)
+        if self.keeper.ledger.add({name: call.counts[name] for name in OF_A_CALL if name in call.counts}):
             self._buyer.nudge()
-
-
-def _credit(call: Call, which: Sequence[int], entries: Sequence[Entry], times: int | None = None) -> None:
-    """Count what was spared: each occurrence what that very entry was billed."""
-    call.model = call.model or entries[0].model
-    for number, entry in zip(which, entries, strict=True):
-        if entry.tokens:
-            saved = entry.tokens * (call.times(number) if times is None else times)
-            call.counts["saved_tokens"] += saved
-            call.counts["saved_exact"] += saved * entry.exact
 
 
 def _error_of(call: Call, failed: Mapping[int, Exception]) -> Exception:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from embcache.codec import FLOAT32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 COPY_ROWS = 4096
 """Vectors copied at a time where inputs repeat, so that copying takes little memory of its own."""
+
+
+Missing = tuple[int, bytes, bytes, int]
+"""A distinct input to buy: its number in the call, its key, its digest and its length in bytes."""
 
 
 class Flight:
@@ -49,71 +54,109 @@ class Flight:
 class Call:
     """One ``embed()``: what was asked, what was found, what is still on its way.
 
+    The distinct inputs that memory did not answer are numbered; ``first`` tells where each stands.
+
     Attributes:
         inputs: what was asked.
-        first: the position of each distinct input.
-        same_as: for each input, which of the distinct ones it is; None where all differ.
         wake: what to call when nothing is on its way any more.
         pending: whether there is anything to wait for.
-        flights: what the call waits for, by the number of the distinct input.
-        sent: which of these it asked for itself.
-        counts: what the call took: ``requests``, ``billed_tokens``, ``prompt_tokens``, ``unknown_requests``.
+        first: the position of each distinct input.
+        again: the position and number of each input that occurred before in the same call.
+        flights: what the call waits for, by number.
+        sent: the numbers of those it asked for itself.
+        waiting: how many flights have not landed.
+        counts: what the call took and what it saved, by the names of the accounts.
         store_error: what went wrong with the store, if anything did.
         model: the model as answered.
-        out: the vectors, one a distinct position so far; None while no vector is known.
+        out: the vectors so far, float32 ``(inputs, dims)``; None while none is known.
     """
+
+    __slots__ = (
+        "_times",
+        "again",
+        "counts",
+        "first",
+        "flights",
+        "inputs",
+        "model",
+        "out",
+        "pending",
+        "progress",
+        "sent",
+        "size",
+        "store_error",
+        "waiting",
+        "wake",
+    )
 
     def __init__(self, inputs: Inputs, wake: Callable[[], None]) -> None:
         """Begin a call that asks for ``inputs``."""
         self.inputs = inputs
-        self.first, self.same_as = inputs.distinct()
         self.wake = wake
+        self.size = len(inputs.items)
         self.pending = False
         self.progress: Progress | None = None
+        self.first: Sequence[int] = ()
+        self.again: list[tuple[int, int]] = []
         self.flights: dict[int, Flight] = {}
         self.sent: set[int] = set()
         self.waiting = 0
-        self.counts: Counter[str] = Counter()
+        self.counts: dict[str, int] = {}
         self.store_error: Exception | None = None
         self.model: str | None = None
         self.out: Vectors | None = None
-        self._times: Counter[int] = Counter()
+        self._times: dict[int, int] = {}
 
-    @property
-    def size(self) -> int:
-        """How many inputs were asked for."""
-        return len(self.inputs.items)
+    def number(self, positions: Sequence[int]) -> None:
+        """Number the distinct ones of the inputs at ``positions``."""
+        names = self.inputs.names
+        seen: dict[str | bytes, int] = {}
+        first: list[int] = []
+        for position in positions:
+            number = seen.setdefault(names[position], len(first))
+            if number == len(first):
+                first.append(position)
+            else:
+                self.again.append((position, number))
+                self._times[number] = self._times.get(number, 1) + 1
+        self.first = first
 
-    def times(self, which: int) -> int:
+    def times(self, number: int) -> int:
         """Return how often a distinct input occurs."""
-        if self.same_as is None:
-            return 1
-        if not self._times:
-            self._times = Counter(self.same_as)
-        return self._times[which]
+        return self._times.get(number, 1)
 
-    def positions(self, which: Sequence[int]) -> list[int]:
+    def positions(self, numbers: Sequence[int]) -> list[int]:
         """Return all positions of these distinct inputs, in order."""
-        if self.same_as is None:
-            return sorted(which)
-        wanted = set(which)
-        return [position for position, number in enumerate(self.same_as) if number in wanted]
+        wanted = set(numbers)
+        return sorted([self.first[n] for n in wanted] + [position for position, n in self.again if n in wanted])
 
-    def place(self, which: Sequence[int], vectors: Vectors) -> None:
-        """Put the vectors of these distinct inputs where they belong."""
+    def count(self, **counts: int) -> None:
+        """Add to what the call took."""
+        for name, count in counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
+
+    def credit(self, entry: Entry, times: int) -> None:
+        """Count what an input spared that occurs so many times: each time what that very entry was billed."""
+        if entry.tokens:
+            self.count(saved_tokens=entry.tokens * times, saved_exact=entry.tokens * times * entry.exact)
+
+    def place(self, positions: Sequence[int], vectors: Vectors) -> None:
+        """Put vectors where they belong."""
         if self.out is None:
-            self.out = np.empty((self.size, vectors.shape[1]), dtype="<f4")
-        if self.same_as is None and len(which) == self.size:  # all of them, in order
-            self.out[:] = vectors
+            if len(positions) == self.size == len(vectors) and not self.again:
+                self.out = vectors  # all of them at once, in order, and nobody else's
+                return
+            self.out = np.empty((self.size, vectors.shape[1]), dtype=FLOAT32)
+        start = positions[0]
+        if positions[-1] - start == len(positions) - 1:  # ascending without a gap
+            self.out[start : start + len(positions)] = vectors
         else:
-            self.out[[self.first[number] for number in which]] = vectors
+            self.out[positions] = vectors
 
     def repeat(self) -> None:
         """Copy the vectors of inputs that occur again to where they occur again."""
-        if self.out is None or self.same_as is None:
+        if self.out is None:
             return
-        source = np.asarray(self.first)[self.same_as]
-        again = np.flatnonzero(source != np.arange(len(source)))
-        for start in range(0, len(again), COPY_ROWS):
-            rows = again[start : start + COPY_ROWS]
-            self.out[rows] = self.out[source[rows]]
+        for start in range(0, len(self.again), COPY_ROWS):
+            rows = self.again[start : start + COPY_ROWS]
+            self.out[[position for position, _ in rows]] = self.out[[self.first[number] for _, number in rows]]

@@ -28,29 +28,36 @@ class Inputs:
 
     Attributes:
         items: each as it is sent.
-        payloads: the exact bytes of each, which are hashed.
+        names: what equal inputs have in common: the text itself, or the bytes of the token ids.
         kind: whether they are texts or token ids.
         single: whether ONE input was given, so that one vector is wanted and not a list of one.
     """
 
     items: Sequence[Item]
-    payloads: Sequence[bytes]
+    names: Sequence[str] | Sequence[bytes]
     kind: Kind
     single: bool
 
-    def distinct(self) -> tuple[list[int], list[int] | None]:
-        """Return the position of each first occurrence, and which of these each input equals.
+    def check(self, positions: Sequence[int]) -> None:
+        """See to it that the inputs at ``positions`` can be sent.
 
-        The second is None where all inputs differ.
+        Raises:
+            InvalidInput: some cannot, with all their indexes: a text that is empty or holds a lone surrogate.
         """
-        seen: dict[bytes, int] = {}
-        number = [seen.setdefault(payload, len(seen)) for payload in self.payloads]
-        if len(seen) == len(number):
-            return list(range(len(number))), None
-        first: dict[int, int] = {}
-        for position, which in enumerate(number):
-            first.setdefault(which, position)
-        return list(first.values()), number
+        if self.kind == "tokens":  # checked when they were read
+            return
+        texts = cast("Sequence[str]", self.items)
+        if wrong := [position for position in positions if not texts[position]]:
+            raise InvalidInput("empty; the API does not embed an empty text, leave it out", wrong)
+        if wrong := [p for p in positions if not texts[p].isascii() and not _encodes(texts[p])]:
+            raise InvalidInput("holds a lone surrogate, which is no text and cannot be sent", wrong)
+
+    def payloads(self, positions: Sequence[int]) -> list[bytes]:
+        """Return the exact bytes of the inputs at ``positions``, which are hashed."""
+        if self.kind == "tokens":
+            return [cast("bytes", self.names[position]) for position in positions]
+        texts = cast("Sequence[str]", self.items)
+        return [texts[position].encode() for position in positions]
 
 
 def read_inputs(given: object) -> Inputs:
@@ -64,20 +71,19 @@ def read_inputs(given: object) -> Inputs:
         InvalidInput: it is none of these, or an input cannot be embedded; with the indexes.
     """
     if isinstance(given, str):
-        return _texts([given], single=True)
+        return Inputs((given,), (given,), "text", single=True)
     kind = type(given).__name__
     if not isinstance(given, Iterable) or isinstance(given, NO_INPUTS):
         raise InvalidInput(f"a {kind} cannot be embedded; {WHAT_IS_TAKEN}")
     items = _to_list(cast("Iterable[object]", given))
     if not items or all(isinstance(item, str) for item in items):
-        return _texts(items, single=False)
+        return Inputs(items, items, "text", single=False)
     if all(type(item) is int for item in items):
         return _tokens([items], single=True)
     if all(_is_list(item) for item in items):
         return _tokens([_to_list(item) for item in items], single=False)
     wrong = _odd_ones(items)
-    message = f"neither all texts nor all token ids; {WHAT_IS_TAKEN}"
-    raise InvalidInput(message, wrong)
+    raise InvalidInput(f"neither all texts nor all token ids; {WHAT_IS_TAKEN}", wrong)
 
 
 def _is_list(value: object) -> bool:
@@ -98,20 +104,6 @@ def _odd_ones(items: Sequence[object]) -> list[int]:
     shapes = ["text" if isinstance(i, str) else "id" if type(i) is int else "ids" if _is_list(i) else "" for i in items]
     expected = next((shape for shape in shapes if shape), "")
     return [position for position, shape in enumerate(shapes) if shape != expected or not shape]
-
-
-def _texts(texts: Sequence[str], *, single: bool) -> Inputs:
-    try:
-        payloads = [text.encode() for text in texts]
-    except UnicodeEncodeError:
-        wrong = [position for position, text in enumerate(texts) if not _encodes(text)]
-        message = "holds a lone surrogate, which is not text and cannot be sent as UTF-8"
-        raise InvalidInput(message, wrong) from None  # the cause would show the text
-    if not all(payloads):
-        wrong = [position for position, payload in enumerate(payloads) if not payload]
-        message = "empty; the API does not embed an empty string, leave it out"
-        raise InvalidInput(message, wrong)
-    return Inputs(texts, payloads, "text", single)
 
 
 def _encodes(text: str) -> bool:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from embcache.codec import Opened
     from embcache.config import Settings
     from embcache.flight import Flight
+    from embcache.ledger import Accounts
     from embcache.stores.base import Store
 
 log = logging.getLogger("embcache")
@@ -84,7 +85,7 @@ class Keeper:
         there = [place for place, key in enumerate(keys) if key in held]
         opened = open_entries([held[keys[p]] for p in there], [digests[p] for p in there], self.dims)
         if opened.faults:
-            self.ledger.add(**{str(fault): count for fault, count in opened.faults.items()})
+            self.ledger.add({str(fault): count for fault, count in opened.faults.items()})
             for fault, count in opened.faults.items():
                 self.note(fault, f"{count} entries of the cache failed their proof ({fault}) and are bought again")
         if opened.hits:
@@ -106,7 +107,7 @@ class Keeper:
 
         A flight whose vector has another length than the space's is given that as its error.
         """
-        usage = self.ledger.take(**bill)
+        usage = self.ledger.take(bill)
         sound = [(f, f.row, f.entry) for f in flights if f.row is not None and f.entry is not None]
         records = {flight.key: seal_entry(flight.digest, row, entry) for flight, row, entry in sound}
         dims = sound[0][2].dims if sound else None
@@ -124,7 +125,7 @@ class Keeper:
             self._dims = dims
         if records and failure is None:
             self._pinned = True
-            self.ledger.add_to_session(entries=len(records), bytes_on_disk=sum(map(len, records.values())))
+            self.ledger.add_to_session({"entries": len(records), "bytes_on_disk": sum(map(len, records.values()))})
         return failure
 
     def remember_cap(self) -> None:
@@ -134,7 +135,7 @@ class Keeper:
 
     def flush(self) -> None:
         """Tell the store what was counted; what it does not take is kept for the next time."""
-        if usage := self.ledger.take():
+        if usage := self.ledger.take({}):
             self._put({}, usage)
 
     def note(self, kind: str, message: str) -> None:
@@ -168,7 +169,7 @@ class Keeper:
     def _put(
         self,
         records: Mapping[bytes, bytes],
-        usage: Mapping[bytes, Mapping[str, int]],
+        usage: Accounts,
         *,
         notes: Mapping[bytes, bytes] | None = None,
         pin: tuple[bytes, bytes] | None = None,
@@ -182,12 +183,12 @@ class Keeper:
             self._store_failed(error, len(records))
             return error
         for name, count in self._store.events().items():
-            self.ledger.add(**{name: count})
+            self.ledger.add({name: count})
             self.note(name, EVENTS[name].format(count=count))
         return None
 
     def _store_failed(self, error: StoreError, count: int) -> None:
         counter = "store_busy" if isinstance(error, StoreBusy) else "store_errors"
-        self.ledger.add(**{counter: count})
+        self.ledger.add({counter: count})
         if count:  # accounts that wait for better times need no telling
             self.note(counter, f"{error}; {count} vectors were not read from it or kept in it")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from typing import TYPE_CHECKING
 
-from embcache.usage import account_of
+from embcache.usage import DAY_SECONDS, account_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
 FLUSH_SECONDS = 1.0
 """Counts wait in memory this long before they are written."""
 
+Accounts = dict[bytes, dict[str, int]]
+
 
 class Ledger:
     """Counts for one space: of the session, and on their way to the store."""
@@ -25,18 +26,19 @@ class Ledger:
         """Open an empty book."""
         self._space = space
         self._lock = threading.Lock()
-        self._session: Counter[str] = Counter()
-        self._pending: dict[bytes, Counter[str]] = {}
+        self._session: dict[str, int] = {}
+        self._pending: Accounts = {}
         self._pending_since: float | None = None
+        self._today = (-1, b"")
 
-    def add(self, **counts: int) -> bool:
+    def add(self, counts: Mapping[str, int]) -> bool:
         """Count, for the session and for the store to be told; return whether it had nothing to be told before."""
         with self._lock:
             was_empty = self._pending_since is None
             self._add(counts)
             return was_empty and self._pending_since is not None
 
-    def take(self, **counts: int) -> dict[bytes, Counter[str]]:
+    def take(self, counts: Mapping[str, int]) -> Accounts:
         """Count this too, and return all that the store is to be told: the taker's to deliver from now on.
 
         In one step, so that what a request was billed goes into the very commit that stores what it bought.
@@ -46,17 +48,18 @@ class Ledger:
             pending, self._pending, self._pending_since = self._pending, {}, None
             return pending
 
-    def give_back(self, usage: Mapping[bytes, Mapping[str, int]]) -> None:
+    def give_back(self, usage: Accounts) -> None:
         """Take back what could not be delivered."""
         with self._lock:
             for account, counts in usage.items():
-                self._pending.setdefault(account, Counter()).update(counts)
-            self._pending_since = time.monotonic()
+                _sum(self._pending.setdefault(account, {}), counts)
+            if usage:
+                self._pending_since = time.monotonic()
 
-    def add_to_session(self, **counts: int) -> None:
+    def add_to_session(self, counts: Mapping[str, int]) -> None:
         """Count what the store knows by itself."""
         with self._lock:
-            self._session.update(counts)
+            _sum(self._session, counts)
 
     def seconds_until_flush(self) -> float | None:
         """Return how long the store need not be told yet, at least 0; None where there is nothing to tell."""
@@ -73,7 +76,17 @@ class Ledger:
     def _add(self, counts: Mapping[str, int]) -> None:
         if not any(counts.values()):
             return
-        self._session.update(counts)
-        self._pending.setdefault(account_of(self._space, time.time()), Counter()).update(counts)
+        now = time.time()
+        day = int(now // DAY_SECONDS)
+        if day != self._today[0]:
+            self._today = day, account_of(self._space, now)
+        _sum(self._session, counts)
+        _sum(self._pending.setdefault(self._today[1], {}), counts)
         if self._pending_since is None:
             self._pending_since = time.monotonic()
+
+
+def _sum(total: dict[str, int], counts: Mapping[str, int]) -> None:
+    for name, count in counts.items():
+        if count:
+            total[name] = total.get(name, 0) + count
