@@ -1,0 +1,44 @@
+"""The command line: words in, words out. One command a file; what is heavy is imported inside the command."""
+
+from typing import Annotated
+
+import typer
+
+from embcache._version import __version__
+from embcache.cli.common import EXIT_CODES, run
+from embcache.cli.embed import embed
+from embcache.cli.stats import stats
+
+# Without markup, help and usage errors are plain lines: quick to show (rich is not loaded), and the same in every
+# terminal, pipe and document. Pretty tracebacks show the values of variables, and so texts and keys: never.
+app = typer.Typer(
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command(epilog=EXIT_CODES)(embed)
+app.command(epilog=EXIT_CODES)(stats)
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer's own signature of a callback
+    if wanted:
+        typer.echo(f"embcache {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def embcache(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """A cache for text embeddings: every text is bought once."""
+
+
+def main() -> None:
+    """Run the command line and exit with its code: the console script ``embcache``."""
+    run(app)

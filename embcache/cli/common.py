@@ -1,0 +1,132 @@
+"""What the commands share: their options, their exit codes, and how they speak.
+
+Results go to standard output, everything else in single lines to standard error. No line holds a text or a key.
+"""
+
+import os
+import signal
+import sys
+import warnings
+from contextlib import suppress
+from enum import IntEnum, StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from embcache.errors import ConfigError, EmbcacheError, EmbcacheWarning, StoreError
+
+
+class Code(IntEnum):
+    """Exit codes, the same for all commands."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    STORE = 3
+    # A signal's is 128 and its number: 130 for Ctrl-C, 143 for SIGTERM.
+
+
+INTERRUPTED = 128 + signal.SIGINT
+EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 cache unreadable, 130 interrupted, 143 terminated."
+
+
+class ProviderName(StrEnum):
+    """Providers that can be named on the command line."""
+
+    NOVITA = "novita"
+    LOCAL = "local"
+
+
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir", metavar="DIR", help="The cache folder. Default: EMBCACHE_DIR, else the user's folder for caches."
+    ),
+]
+
+
+class Fault(Exception):
+    """Ends a command with one line for the user and an exit code."""
+
+    def __init__(self, message: str, code: Code = Code.FAILED) -> None:
+        """Tell ``message``, exit with ``code``."""
+        self.code = code
+        super().__init__(message)
+
+
+class Stopped(SystemExit):
+    """A signal asked the command to end; passes through whatever only handles errors."""
+
+
+def run(app: typer.Typer) -> NoReturn:
+    """Run ``app`` and exit with its code; what goes wrong is one line."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and a shell's `&` want it
+            signal.signal(number, _stop)
+    warnings.showwarning = _show_warning
+    try:
+        app(prog_name="embcache")
+    except Exception as error:
+        code = code_of(error)
+        if code is None:  # a fault of ours
+            raise
+        say(str(error))
+        sys.exit(code)
+    sys.exit(Code.DONE)
+
+
+def code_of(error: Exception) -> Code | None:
+    """Return the exit code for an error; None for one that nobody foresaw."""
+    if isinstance(error, Fault):
+        return error.code
+    if isinstance(error, ConfigError):
+        return Code.USAGE
+    if isinstance(error, StoreError):
+        return Code.STORE
+    return Code.FAILED if isinstance(error, (EmbcacheError, OSError)) else None
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    raise Stopped(128 + number)
+
+
+_show_other_warning = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
+    if issubclass(category, EmbcacheWarning):
+        say(f"warning: {message}")
+    else:
+        _show_other_warning(message, category, *where, **more)  # type: ignore[arg-type]  # passed on as it came
+
+
+def say(message: str) -> None:
+    """Write one line to standard error; what could steer a terminal is left out."""
+    line = "".join(character if character.isprintable() else " " for character in message)
+    with suppress(AttributeError, OSError):  # nobody listens
+        sys.stderr.write(f"embcache: {line}\n")
+        sys.stderr.flush()
+
+
+def write_out(data: bytes) -> None:
+    """Write to standard output; where its reader has left, end the command without a word.
+
+    Raises:
+        Fault: it cannot be written.
+    """
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        # Python flushes once more at its end: into nothing, or it would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise typer.Exit(Code.FAILED) from None
+        raise Fault(f"standard output: {error.strerror or 'cannot be written'}") from error
+
+
+def many(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: ``1 hit``, ``2,000 hits``."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

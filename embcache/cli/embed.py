@@ -1,0 +1,77 @@
+"""``embcache embed``: the texts of files to vectors, in a file or in the cache."""
+
+from typing import Annotated
+
+import typer
+
+from embcache.cli.common import CacheDir, Code, ProviderName, many, say
+
+
+def embed(  # noqa: PLR0913 - its options
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE", help=".txt (a text a line), .jsonl, .csv, or - for lines of standard input."),
+    ],
+    *,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="OUT",
+            help="Where to put the vectors, in the order of the texts: .npy (float32), .jsonl, or - for JSON Lines on "
+            "standard output. Default: only the cache is filled.",
+        ),
+    ] = None,
+    field: Annotated[
+        str, typer.Option("--field", metavar="NAME", help="The field (.jsonl) or column (.csv) that holds the text.")
+    ] = "text",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="The model to ask. Default: baai/bge-m3, or the local one."),
+    ] = None,
+    provider: Annotated[
+        ProviderName | None,
+        typer.Option("--provider", help="Who computes vectors. Default: EMBCACHE_PROVIDER, else the API."),
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option("--base-url", metavar="URL", help="The server to ask. Default: EMBCACHE_BASE_URL, else Novita's."),
+    ] = None,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Embed the texts of files.
+
+    Only those that are not in the cache are bought; the vectors of all go to OUT, or just into the cache. The API
+    key is read from NOVITA_API_KEY. Files are UTF-8; blank lines are skipped, and counted at the end. Ctrl-C keeps what
+    was paid for: the same command again pays only for the rest.
+    """
+    import logging
+
+    from embcache import CachedEmbedder
+    from embcache.cli.inputs import count, sources_of
+    from embcache.cli.outputs import check_target, opened
+    from embcache.cli.work import Work
+
+    # What the library logs it also warns of, and warnings are shown.
+    logging.getLogger("embcache").addHandler(logging.NullHandler())
+    sources = sources_of(files, field)
+    check_target(out, sources)
+    embedder = CachedEmbedder(
+        model,
+        base_url=base_url,
+        cache_dir=cache_dir,
+        provider=None if provider is None else provider.value,
+        progress=False,
+    )
+    # Not `with embedder`: its end would wait for what is being bought even after a second Ctrl-C.
+    with opened(out) as output:
+        embedder.stats()  # a cache that cannot be read is told before anything is bought in vain
+        work = Work(embedder, count(sources))
+        work.embed(sources, output.write, only_to_cache=out is None)
+        output.end()
+    if blank := sum(source.blank for source in sources):
+        say(f"{many(blank, 'blank line')} skipped")
+    say(work.summary())
+    if out is None and work.lost:
+        raise typer.Exit(Code.STORE)
