@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from embcache.flight import Call, Missing
     from embcache.keeper import Keeper
     from embcache.providers.base import Provider
-    from embcache.types import Reply
+    from embcache.types import Kind, Reply
 
 
 GRACE = 1.0
@@ -43,11 +43,12 @@ GRACE = 1.0
 
 
 class _Job:
-    """The misses of one call, on their way in one or more requests."""
+    """Misses on their way in one or more requests: those of one call, or single ones of many calls, gathered."""
 
-    def __init__(self, flights: list[Flight], cutter: Cutter) -> None:
+    def __init__(self, flights: list[Flight], cutter: Cutter, gathers: Kind | None) -> None:
         self.flights = flights
         self.cutter = cutter
+        self.gathers: Kind | None = gathers
         self.refused: list[Flight] = []
 
 
@@ -83,6 +84,8 @@ class Buyer:
         self._changed = threading.Condition()
         self._flights: dict[bytes, Flight] = {}
         self._jobs: deque[_Job] = deque()
+        # Single inputs that wait for the gathered request of their kind to end; no list where none is under way.
+        self._gathered: dict[Kind, list[Flight]] = {}
         self._threads: set[threading.Thread] = set()
         self._idle = 0
         self._closing = threading.Event()
@@ -143,11 +146,34 @@ class Buyer:
             # Since the caller looked, a request was stored, perhaps with what we are about to send for.
             new = self._look_again(new)
         call.sent.update(number for number, _ in new)
-        if new:
-            flights = [flight for _, flight in new]
-            with self._changed:
-                self._jobs.append(_Job(flights, Cutter(len(flights), self._settings.batch_size, self._keeper.cap)))
-                self._staff()
+        with self._changed:
+            if len(new) == 1:
+                self._gather(call.inputs.kind, new[0][1])
+            elif new:
+                self._start([flight for _, flight in new])
+
+    def _gather(self, kind: Kind, flight: Flight) -> None:
+        """Send for a single input at once, or together with others when the request under way has ended. Locked."""
+        if kind in self._gathered:
+            self._gathered[kind].append(flight)
+        else:
+            self._gathered[kind] = []
+            self._start([flight], kind)
+
+    def _start(self, flights: list[Flight], gathers: Kind | None = None) -> None:
+        """Have these flights sent for. Locked."""
+        cutter = Cutter(len(flights), self._settings.batch_size, self._keeper.cap)
+        self._jobs.append(_Job(flights, cutter, gathers))
+        self._staff()
+
+    def _end(self, job: _Job) -> None:
+        """Take leave of a job that is done, and send for what was gathered meanwhile. Locked."""
+        self._jobs.remove(job)
+        if job.gathers is not None:
+            waiting = self._gathered.pop(job.gathers)
+            if waiting:
+                self._gathered[job.gathers] = []
+                self._start(waiting, job.gathers)
 
     def _board(self, call: Call, missing: Sequence[Missing]) -> list[tuple[int, Flight]]:
         """Make a flight of each missing input, or join the one under way; return those that are new."""
@@ -236,7 +262,7 @@ class Buyer:
                 for left in job.cutter.drop_waiting():
                     flights += job.flights[left.start : left.stop]
             if job.cutter.finished and job in self._jobs:
-                self._jobs.remove(job)
+                self._end(job)
         if failure is not None:
             for flight in [*flights, *job.refused]:  # those refused before were not at fault themselves
                 flight.error = failure
@@ -255,7 +281,9 @@ class Buyer:
             flight = job.flights[part.start]
             flight.error = refusal
             job.refused.append(flight)
-            return [flight], _hopeless(refusal) if job.cutter.hopeless else None, news
+            # Of single inputs gathered from many callers, some may be bad without the request being wrong.
+            hopeless = job.cutter.hopeless and not (job.gathers is not None and self._keeper.cap.good)
+            return [flight], _hopeless(refusal) if hopeless else None, news
 
     def _land(self, flights: Sequence[Flight], store_error: EmbcacheError | None = None) -> None:
         """Tell all who wait for ``flights`` that these are there, with a vector or an error."""
@@ -321,14 +349,13 @@ class Buyer:
             raise
         told = reply.total_tokens
         bill = {"unknown_requests": 1} if told is None else {"billed_tokens": told}
-        self._count(owner, prompt_tokens=reply.prompt_tokens or 0, **bill)
+        shares = self._share(reply, flights)
         self._check_model(reply)
         try:
             verdict = judge(reply, len(flights), self._keeper.dims)
         except BadReply:
             self._keeper.keep([], bill)
             raise
-        shares = [None] * len(flights) if told is None else apportion(told, [flight.weight for flight in flights])
         model, created, exact = reply.model or ask.model, int(time.time()), len(flights) == 1
         for place, (flight, row, share) in enumerate(zip(flights, verdict.rows, shares, strict=True)):
             if row is None:
@@ -338,6 +365,23 @@ class Buyer:
                 flight.row = row
                 flight.entry = Entry(len(row) // FLOAT32.itemsize, model, share, exact, created)
         return self._keeper.keep(flights, bill)
+
+    def _share(self, reply: Reply, flights: Sequence[Flight]) -> Sequence[int | None]:
+        """Bill those who asked for ``flights`` with their parts; return each flight's, None where nothing was told."""
+        if reply.total_tokens is None:
+            self._count(flights[0].calls[0], unknown_requests=1)
+            return [None] * len(flights)
+        weights = [flight.weight for flight in flights]
+        shares = apportion(reply.total_tokens, weights)
+        told = reply.prompt_tokens
+        prompts = shares if told in (None, reply.total_tokens) else apportion(told, weights)
+        bills: dict[Call, tuple[int, int]] = {}
+        for flight, share, prompt in zip(flights, shares, prompts, strict=True):
+            billed, prompted = bills.get(flight.calls[0], (0, 0))
+            bills[flight.calls[0]] = billed + share, prompted + prompt
+        for call, (billed, prompted) in bills.items():
+            self._count(call, billed_tokens=billed, prompt_tokens=prompted)
+        return shares
 
     def _count(self, owner: Call, **counts: int) -> None:
         with self._changed:  # a call may have several requests under way

@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 import queue
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
 from embcache import config
 from embcache.engine import Engine
-from embcache.inputs import read_inputs
+from embcache.errors import InvalidInput
+from embcache.inputs import in_batches, read_inputs
 
 if TYPE_CHECKING:
+    import asyncio
     import os
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
+    from embcache.flight import Call
+    from embcache.inputs import Inputs
     from embcache.providers.base import Provider
     from embcache.stores.base import Store
-    from embcache.types import CacheStats, EmbedResult, Space, Vectors
+    from embcache.types import CacheStats, EmbedResult, Item, Space, Vectors
 
     EmbedInput = str | Iterable[str] | Sequence[int] | Sequence[Sequence[int]]
 
@@ -166,6 +171,23 @@ class CachedEmbedder(_Face):
         """Return the vectors of ``input`` with what they took; takes and raises what :meth:`embed` does."""
         return self._result(input, refresh=refresh)
 
+    def embed_iter(self, inputs: Iterable[Item], *, batch_size: int | None = None) -> Iterator[Vectors]:
+        """Yield the vectors of ``inputs``, in order, with bounded memory; what comes next is bought meanwhile.
+
+        Args:
+            inputs: texts, or lists of token ids; may be endless. It is read some batches ahead.
+            batch_size: vectors in each array; by default as many as in a request.
+
+        Yields:
+            float32, shape ``(batch_size, dims)``, the last one shorter; each the caller's own.
+
+        Raises:
+            InvalidInput, InputRejected, ProviderError, ConfigError, StoreError: as :meth:`embed`, with indexes counted
+                from the beginning of ``inputs``, when it is the turn of the batch concerned. What was read ahead is
+                bought and stored all the same.
+        """
+        return self._iterate(in_batches(inputs, batch_size or self._engine.settings.batch_size))
+
     def forget(self, input: EmbedInput) -> int:  # noqa: A002 - as above
         """Remove what is stored for ``input``, and return how many entries that were.
 
@@ -201,14 +223,37 @@ class CachedEmbedder(_Face):
         """Close the embedder."""
         self.close()
 
-    def _result(self, given: EmbedInput, *, refresh: bool) -> EmbedResult:
+    def _begin(self, inputs: Inputs, *, refresh: bool = False) -> tuple[Call, queue.SimpleQueue[None]]:
         # A queue, since waiting at it is one step that an interrupt cannot leave half done; a Future's lock it could.
         there: queue.SimpleQueue[None] = queue.SimpleQueue()
-        call = self._engine.begin(read_inputs(given), refresh=refresh, wake=lambda: there.put(None))
+        return self._engine.begin(inputs, refresh=refresh, wake=lambda: there.put(None)), there
+
+    def _end_of(self, call: Call, there: queue.SimpleQueue[None], *, refresh: bool = False) -> EmbedResult:
         if call.pending:
             there.get()
-        self._engine.keeper.tell(stacklevel=3)
+        self._engine.keeper.tell(stacklevel=4)
         return self._engine.finish(call, refresh=refresh)
+
+    def _result(self, given: EmbedInput, *, refresh: bool) -> EmbedResult:
+        return self._end_of(*self._begin(read_inputs(given), refresh=refresh), refresh=refresh)
+
+    def _iterate(self, batches: Iterator[Inputs]) -> Iterator[Vectors]:
+        ahead: deque[tuple[Call, queue.SimpleQueue[None]]] = deque()
+        more, wrong = True, None
+        while True:
+            # As long as the oldest is not there yet, begin the next ones.
+            while more and len(ahead) <= self._engine.settings.max_concurrency and not (ahead and _is_there(ahead[0])):
+                try:
+                    ahead.append(self._begin(next(batches)))
+                except StopIteration:
+                    more = False
+                except InvalidInput as error:  # when it is its turn
+                    more, wrong = False, error
+            if not ahead:
+                break
+            yield self._end_of(*ahead.popleft()).vectors
+        if wrong is not None:
+            raise wrong
 
 
 class AsyncCachedEmbedder(_Face):
@@ -256,7 +301,11 @@ class AsyncCachedEmbedder(_Face):
         """Close the embedder."""
         await self.aclose()
 
-    async def _result(self, given: EmbedInput, *, refresh: bool) -> EmbedResult:
+    def embed_iter(self, inputs: Iterable[Item], *, batch_size: int | None = None) -> AsyncIterator[Vectors]:
+        """Yield the vectors of ``inputs``, in order, with bounded memory; see :meth:`CachedEmbedder.embed_iter`."""
+        return self._iterate(in_batches(inputs, batch_size or self._engine.settings.batch_size))
+
+    async def _begin(self, inputs: Inputs, *, refresh: bool = False) -> tuple[Call, asyncio.Event]:
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -266,12 +315,40 @@ class AsyncCachedEmbedder(_Face):
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(there.set)
 
-        inputs = read_inputs(given)
         if len(inputs.items) <= FEW:
-            call = self._engine.begin(inputs, refresh=refresh, wake=wake)
-        else:
-            call = await asyncio.to_thread(self._engine.begin, inputs, refresh=refresh, wake=wake)
+            return self._engine.begin(inputs, refresh=refresh, wake=wake), there
+        return await asyncio.to_thread(self._engine.begin, inputs, refresh=refresh, wake=wake), there
+
+    async def _end_of(self, call: Call, there: asyncio.Event, *, refresh: bool = False) -> EmbedResult:
         if call.pending:
             await there.wait()
-        self._engine.keeper.tell(stacklevel=3)
+        self._engine.keeper.tell(stacklevel=4)
         return self._engine.finish(call, refresh=refresh)
+
+    async def _result(self, given: EmbedInput, *, refresh: bool) -> EmbedResult:
+        return await self._end_of(*await self._begin(read_inputs(given), refresh=refresh), refresh=refresh)
+
+    async def _iterate(self, batches: Iterator[Inputs]) -> AsyncIterator[Vectors]:
+        ahead: deque[tuple[Call, asyncio.Event]] = deque()
+        more, wrong = True, None
+        while True:
+            while more and len(ahead) <= self._engine.settings.max_concurrency and not (ahead and _is_there(ahead[0])):
+                try:
+                    ahead.append(await self._begin(next(batches)))
+                except StopIteration:
+                    more = False
+                except InvalidInput as error:
+                    more, wrong = False, error
+            if not ahead:
+                break
+            yield (await self._end_of(*ahead.popleft())).vectors
+        if wrong is not None:
+            raise wrong
+
+
+def _is_there(begun: tuple[Call, queue.SimpleQueue[None] | asyncio.Event]) -> bool:
+    """Return whether a call that was begun has nothing to wait for any more."""
+    call, there = begun
+    if not call.pending:
+        return True
+    return not there.empty() if isinstance(there, queue.SimpleQueue) else there.is_set()

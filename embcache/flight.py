@@ -126,9 +126,10 @@ class Call:
         return self._times.get(number, 1)
 
     def positions(self, numbers: Sequence[int]) -> list[int]:
-        """Return all positions of these distinct inputs, in order."""
+        """Return all positions of these distinct inputs, in order, as a caller counts them."""
         wanted = set(numbers)
-        return sorted([self.first[n] for n in wanted] + [position for position, n in self.again if n in wanted])
+        positions = [self.first[n] for n in wanted] + [position for position, n in self.again if n in wanted]
+        return sorted(self.inputs.offset + position for position in positions)
 
     def count(self, **counts: int) -> None:
         """Add to what the call took."""
