@@ -93,7 +93,7 @@ def in_batches(given: object, size: int) -> Iterator[Inputs]:
     """Yield the inputs of an iterable, ``size`` at a time; it may be endless, and is read no further than needed.
 
     Raises:
-        InvalidInput: it is no iterable of inputs, or holds what cannot be embedded, with indexes counted from its start.
+        InvalidInput: it is no iterable of inputs, or holds what cannot be embedded, with indexes counted from the first.
     """
     kind = type(given).__name__
     if not isinstance(given, Iterable) or isinstance(given, (str, *NO_INPUTS)):
