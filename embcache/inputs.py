@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
-from embcache.errors import InvalidInput
+from embcache.errors import ConfigError, InvalidInput
 from embcache.keys import MAX_TOKEN_ID, encode_item
 
 if TYPE_CHECKING:
@@ -89,11 +89,22 @@ def read_inputs(given: object) -> Inputs:
     raise InvalidInput(f"neither all texts nor all token ids; {WHAT_IS_TAKEN}", wrong)
 
 
+def masks(errors: object) -> bool:
+    """Return whether refused inputs are to be masked.
+
+    Raises:
+        ConfigError: ``errors`` is neither ``"raise"`` nor ``"mask"``.
+    """
+    if errors not in ("raise", "mask"):
+        raise ConfigError(f"errors={errors!r}: give 'raise' or 'mask'")
+    return errors == "mask"
+
+
 def in_batches(given: object, size: int) -> Iterator[Inputs]:
     """Yield the inputs of an iterable, ``size`` at a time; it may be endless, and is read no further than needed.
 
     Raises:
-        InvalidInput: it is no iterable of inputs, or holds what cannot be embedded, with indexes counted from the first.
+        InvalidInput: it is no iterable of inputs, or holds what cannot be embedded; indexes count from the first.
     """
     kind = type(given).__name__
     if not isinstance(given, Iterable) or isinstance(given, (str, *NO_INPUTS)):

@@ -21,7 +21,16 @@ from embcache.codec import open_note
 from embcache.errors import StoreBusy, StoreError
 from embcache.forks import tell_after_fork
 from embcache.stores.base import PinConflict, Totals
-from embcache.stores.folder import Damaged, database_of, disk_usage, identity_of, look_over, prepare, set_aside
+from embcache.stores.folder import (
+    Damaged,
+    database_of,
+    disk_usage,
+    identity_of,
+    look_over,
+    network_file_system,
+    prepare,
+    set_aside,
+)
 from embcache.stores.reader import Reader
 from embcache.stores.table import ACCOUNT, CHUNK, SPACE, Table, chunks, space_number
 from embcache.stores.writer import Writer
@@ -105,15 +114,22 @@ class DiskStore:
         directory: the folder, made if it is not there; private to the user.
         size_limit: bytes the files may take; None never evicts, otherwise the oldest stored entries go first.
         read_only: never write a byte; whatever would is refused with ``StoreError``.
+        allow_network_fs: use a folder on a network file system, where SQLite cannot promise anything.
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], size_limit: int | None = None, *, read_only: bool = False
+        self,
+        directory: str | os.PathLike[str],
+        size_limit: int | None = None,
+        *,
+        read_only: bool = False,
+        allow_network_fs: bool = False,
     ) -> None:
         """Remember where; nothing is opened or made before it is needed."""
         self.directory = Path(directory).expanduser().absolute()
         self.size_limit = size_limit
         self.read_only = read_only
+        self.allow_network_fs = allow_network_fs
         self._reader = Reader(self.directory)
         self._begin()
         tell_after_fork(self)
@@ -136,7 +152,7 @@ class DiskStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return the recipe: what travels to another process is where the store is, never a handle."""
-        return _rebuild, (str(self.directory), self.size_limit, self.read_only)
+        return _rebuild, (str(self.directory), self.size_limit, self.read_only, self.allow_network_fs)
 
     # Reading, on the caller's thread
 
@@ -283,6 +299,11 @@ class DiskStore:
             self._let_go()
             self._happened("reopened")
         if self._cache is None:
+            if not self.allow_network_fs and (kind := network_file_system(self.directory)):
+                raise StoreError(
+                    f"the cache {self.directory} is on a network file system ({kind}), where SQLite may damage it; "
+                    "name a local folder as cache_dir, or say allow_network_fs=True"
+                )
             path = prepare(self.directory)
             seen = identity_of(path)
             self._examine(path)
@@ -348,8 +369,8 @@ def _code(error: BaseException) -> int:
     return code & 0xFF
 
 
-def _rebuild(directory: str, size_limit: int | None, read_only: bool) -> DiskStore:  # noqa: FBT001 - for pickle
-    return DiskStore(directory, size_limit, read_only=read_only)
+def _rebuild(directory: str, size_limit: int | None, *flags: bool) -> DiskStore:
+    return DiskStore(directory, size_limit, read_only=flags[0], allow_network_fs=flags[1])
 
 
 _left_to_parents: list[object] = []

@@ -8,13 +8,13 @@ import sqlite3
 import stat
 import time
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embcache.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
-    from pathlib import Path
 
 try:
     import fcntl
@@ -63,6 +63,15 @@ SETTINGS = frozenset(
 )
 
 
+MOUNTS = Path("/proc/self/mountinfo")
+NETWORK_FILE_SYSTEMS = frozenset(
+    {
+        *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "glusterfs", "beegfs", "gpfs"),
+        *("fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "fuse.ceph-fuse", "fuse.juicefs"),
+    }
+)
+
+
 class Damaged(Exception):
     """The database cannot be what we made; it is to be set aside."""
 
@@ -88,6 +97,27 @@ def identity_of(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def network_file_system(directory: Path, mounts: Path = MOUNTS) -> str | None:
+    """Return the kind of network file system that ``directory`` is on, None where it is on none, or nobody can tell.
+
+    Args:
+        directory: may not exist yet.
+        mounts: the kernel's list of mounts, in the form of Linux's proc(5).
+    """
+    try:
+        mounted = [line.split() for line in mounts.read_text("utf-8", "surrogateescape").splitlines()]
+    except OSError:
+        return None
+    place = os.path.realpath(directory)
+    best, kind = -1, ""
+    for fields in mounted:
+        point = fields[4].replace("\\040", " ")
+        inside = place == point or place.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= best:
+            best, kind = len(point), fields[fields.index("-") + 1]
+    return kind if kind in NETWORK_FILE_SYSTEMS else None
 
 
 def check(directory: Path) -> None:
