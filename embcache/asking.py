@@ -57,7 +57,8 @@ class Asker:
 
         def enough(state: tenacity.RetryCallState) -> bool:
             error = _error_in(state)
-            return self.stopping.is_set() or not is_worth_another(error, state.attempt_number, settings.max_retries)
+            unwanted = self.stopping.is_set() or not any(flight.is_wanted for flight in flights)
+            return unwanted or not is_worth_another(error, state.attempt_number, settings.max_retries)
 
         def pause(state: tenacity.RetryCallState) -> float:
             return seconds_before_next(_error_in(state), state.attempt_number, random.random())  # noqa: S311 - jitter

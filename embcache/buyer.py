@@ -1,7 +1,7 @@
 """Buys what is missing: orders taken at a desk, requests on threads, flights shared by all who wait, in all processes.
 
-What is being bought belongs to the buyer, not to the caller. A caller may be interrupted or go away: the request ends,
-is paid once, and what it brings is stored.
+A request that was sent belongs to the buyer, not to the caller. A caller may be interrupted or go away: the request
+ends, is paid once, and what it brings is stored; what was not sent yet, and nobody else waits for, is not sent.
 """
 
 from __future__ import annotations
@@ -340,6 +340,8 @@ class Buyer:
         news = False
         last = job.leases and cutter.is_last(part)
         try:
+            if not any(flight.is_wanted for flight in flights):
+                raise EmbcacheError("the caller went away before this was sent")
             store_error = self._asker.ask(flights, job.owner if last else None)
         except InputRejected as refusal:
             flights, failure, news = self._refused(job, cutter, part, refusal)

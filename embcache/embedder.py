@@ -269,7 +269,11 @@ class CachedEmbedder(_Face):
 
     def _end_of(self, call: Call, there: queue.SimpleQueue[None]) -> EmbedResult:
         if call.pending:
-            there.get()
+            try:
+                there.get()
+            except BaseException:
+                call.gone = True
+                raise
         self._engine.keeper.tell(stacklevel=4)
         return self._engine.finish(call)
 
@@ -372,7 +376,11 @@ class AsyncCachedEmbedder(_Face):
 
     async def _end_of(self, call: Call, there: asyncio.Event) -> EmbedResult:
         if call.pending:
-            await there.wait()
+            try:
+                await there.wait()
+            except BaseException:  # the task was cancelled
+                call.gone = True
+                raise
         self._engine.keeper.tell(stacklevel=4)
         return self._engine.finish(call)
 

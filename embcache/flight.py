@@ -52,6 +52,11 @@ class Flight:
         self.error: Exception | None = None
         self.bought = False
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody still waits for it."""
+        return not all(call.gone for call in self.calls)
+
 
 class Call:
     """One ``embed()``: what was asked, what was found, what is still on its way.
@@ -62,6 +67,7 @@ class Call:
         inputs: what was asked.
         wake: what to call when nothing is on its way any more.
         pending: whether there is anything to wait for.
+        gone: whether nobody waits any more, because the caller was interrupted or cancelled.
         refresh: whether what is stored is to be bought again.
         mask: whether refused inputs become rows of NaN.
         rejected: why, for those that did, by position.
@@ -81,6 +87,7 @@ class Call:
         "counts",
         "first",
         "flights",
+        "gone",
         "inputs",
         "mask",
         "model",
@@ -104,6 +111,7 @@ class Call:
         self.wake = wake
         self.size = len(inputs.items)
         self.pending = False
+        self.gone = False
         self.progress: Progress | None = None
         self.first: Sequence[int] = ()
         self.again: list[tuple[int, int]] = []
