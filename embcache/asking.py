@@ -54,6 +54,8 @@ class Asker:
             EmbcacheError: anything else that went wrong.
         """
         settings = self._settings
+        if not any(flight.is_wanted for flight in flights):
+            raise EmbcacheError("the caller went away before this was sent")
 
         def enough(state: tenacity.RetryCallState) -> bool:
             error = _error_in(state)

@@ -340,8 +340,6 @@ class Buyer:
         news = False
         last = job.leases and cutter.is_last(part)
         try:
-            if not any(flight.is_wanted for flight in flights):
-                raise EmbcacheError("the caller went away before this was sent")
             store_error = self._asker.ask(flights, job.owner if last else None)
         except InputRejected as refusal:
             flights, failure, news = self._refused(job, cutter, part, refusal)

@@ -156,6 +156,10 @@ class _Face:
         """The figures of this embedder alone, since it was made."""
         return self._engine.session()
 
+    def _may_read_ahead(self, ahead: Sequence[tuple[Call, queue.SimpleQueue[None] | asyncio.Event]]) -> bool:
+        """Return whether to begin one more batch before the oldest is handed out."""
+        return not ahead or (len(ahead) <= self._engine.settings.max_concurrency and not _is_there(ahead[0]))
+
     def _warn(self) -> None:
         self._engine.keeper.tell(stacklevel=3)
 
@@ -220,8 +224,8 @@ class CachedEmbedder(_Face):
 
         Raises:
             InvalidInput, InputRejected, ProviderError, ConfigError, StoreError: as :meth:`embed`, with indexes counted
-                from the beginning of ``inputs``, when it is the turn of the batch concerned. What was read ahead is
-                bought and stored all the same.
+                from the beginning of ``inputs``, when it is the turn of the batch concerned. What was sent ahead is
+                stored all the same.
         """
         return self._iterate(in_batches(inputs, batch_size or self._engine.settings.batch_size))
 
@@ -283,18 +287,21 @@ class CachedEmbedder(_Face):
     def _iterate(self, batches: Iterator[Inputs]) -> Iterator[Vectors]:
         ahead: deque[tuple[Call, queue.SimpleQueue[None]]] = deque()
         more, wrong = True, None
-        while True:
-            # As long as the oldest is not there yet, begin the next ones.
-            while more and len(ahead) <= self._engine.settings.max_concurrency and not (ahead and _is_there(ahead[0])):
-                try:
-                    ahead.append(self._begin(next(batches)))
-                except StopIteration:
-                    more = False
-                except InvalidInput as error:  # when it is its turn
-                    more, wrong = False, error
-            if not ahead:
-                break
-            yield self._end_of(*ahead.popleft()).vectors
+        try:
+            while True:
+                # As long as the oldest is not there yet, begin the next ones.
+                while more and self._may_read_ahead(ahead):
+                    try:
+                        ahead.append(self._begin(next(batches)))
+                    except StopIteration:
+                        more = False
+                    except InvalidInput as error:  # when it is its turn
+                        more, wrong = False, error
+                if not ahead:
+                    break
+                yield self._end_of(*ahead.popleft()).vectors
+        finally:
+            _let_go(ahead)
         if wrong is not None:
             raise wrong
 
@@ -390,19 +397,28 @@ class AsyncCachedEmbedder(_Face):
     async def _iterate(self, batches: Iterator[Inputs]) -> AsyncIterator[Vectors]:
         ahead: deque[tuple[Call, asyncio.Event]] = deque()
         more, wrong = True, None
-        while True:
-            while more and len(ahead) <= self._engine.settings.max_concurrency and not (ahead and _is_there(ahead[0])):
-                try:
-                    ahead.append(await self._begin(next(batches)))
-                except StopIteration:
-                    more = False
-                except InvalidInput as error:
-                    more, wrong = False, error
-            if not ahead:
-                break
-            yield (await self._end_of(*ahead.popleft())).vectors
+        try:
+            while True:
+                while more and self._may_read_ahead(ahead):
+                    try:
+                        ahead.append(await self._begin(next(batches)))
+                    except StopIteration:
+                        more = False
+                    except InvalidInput as error:
+                        more, wrong = False, error
+                if not ahead:
+                    break
+                yield (await self._end_of(*ahead.popleft())).vectors
+        finally:
+            _let_go(ahead)
         if wrong is not None:
             raise wrong
+
+
+def _let_go(begun: Iterable[tuple[Call, object]]) -> None:
+    """Tell calls that nobody waits for them any more."""
+    for call, _ in begun:
+        call.gone = True
 
 
 def _is_there(begun: tuple[Call, queue.SimpleQueue[None] | asyncio.Event]) -> bool:
