@@ -232,6 +232,20 @@ class DiskStore:
         """See :class:`~embcache.stores.base.Store`."""
         self._transact(lambda table: table.release(owner))
 
+    def delete_rows(self, rowids: Collection[int]) -> None:
+        """Remove rows that do not prove themselves, and count the entries of every space anew."""
+
+        def delete(table: Table) -> None:
+            table.delete_rows(rowids)
+            table.recount()
+
+        self._transact(delete)
+
+    def set_aside(self) -> None:
+        """Set the file aside if it is damaged; the next write begins a new one."""
+        self._suspect = True
+        self._transact(lambda _: None)
+
     def events(self) -> Mapping[str, int]:
         """See :class:`~embcache.stores.base.Store`."""
         with self._events_lock:

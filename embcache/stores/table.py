@@ -140,6 +140,10 @@ class Table:
         """End the leases of ``owner``."""
         self.delete([note_key(LEASE, owner)])
 
+    def delete_rows(self, rowids: Collection[int]) -> None:
+        """Remove rows, whatever they hold."""
+        self._connection.executemany("DELETE FROM Cache WHERE rowid = ?", [(rowid,) for rowid in rowids])
+
     def recount(self) -> None:
         """Count the entries of every space anew, from the rows themselves."""
         held = "SELECT tag, count(*), sum(length(value)) FROM Cache WHERE tag IS NOT NULL GROUP BY tag"
