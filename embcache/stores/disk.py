@@ -22,6 +22,7 @@ from embcache.errors import StoreBusy, StoreError
 from embcache.forks import tell_after_fork
 from embcache.stores.base import PinConflict, Totals
 from embcache.stores.folder import (
+    DAMAGE,
     Damaged,
     database_of,
     disk_usage,
@@ -31,7 +32,7 @@ from embcache.stores.folder import (
     prepare,
     set_aside,
 )
-from embcache.stores.reader import Reader
+from embcache.stores.reader import DamagedError, Reader
 from embcache.stores.table import ACCOUNT, CHUNK, SPACE, Table, chunks, space_number
 from embcache.stores.writer import Writer
 
@@ -52,7 +53,6 @@ LOG_LIMIT = 32 << 20
 VERSION = 1
 """The ``user_version`` of the database: how this embcache uses it."""
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 # Every setting is given at every open, so that what the file says is never obeyed.
 SETTINGS: Mapping[str, Any] = {
@@ -162,7 +162,7 @@ class DiskStore:
         try:
             for chunk in chunks(keys):
                 found.update(self._reader.rows(chunk))
-        except StoreError:
+        except DamagedError:
             self._suspect = True  # the next write finds out whether the file is to be set aside
             raise
         return found
@@ -327,7 +327,7 @@ class DiskStore:
                 self._connection().execute(f"PRAGMA {setting}").fetchall()
             if not self._connection().execute("PRAGMA user_version").fetchone()[0]:
                 self._connection().execute(f"PRAGMA user_version = {VERSION}")
-        elif self._suspect:
+        if self._suspect:
             self._suspect = False
             found = self._connection().execute("PRAGMA quick_check(1)").fetchone()[0]
             if found != "ok":

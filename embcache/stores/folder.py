@@ -72,6 +72,10 @@ NETWORK_FILE_SYSTEMS = frozenset(
 )
 
 
+DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+"""What SQLite says of a file that is damaged, or none of its own."""
+
+
 class Damaged(Exception):
     """The database cannot be what we made; it is to be set aside."""
 

@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from embcache.errors import StoreError
-from embcache.stores.folder import Damaged, check, database_of, identity_of, look_over
+from embcache.stores.folder import DAMAGE, Damaged, check, database_of, identity_of, look_over
 from embcache.stores.table import LAST, marks
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ CACHE_KIB = 2048
 """Memory a connection keeps for pages. SQLite's own default counts pages, of which 32 KiB each would be much."""
 SOUND = "mode = 1 AND filename IS NULL AND typeof(value) = 'blob'"
 """What is true of every row that we write."""
+
+
+class DamagedError(StoreError):
+    """The database cannot be read because it is damaged."""
 
 
 class Reader:
@@ -89,7 +93,9 @@ class Reader:
             connection = self._connection()
             return connection.execute(statement, values).fetchall() if connection is not None else []
         except (sqlite3.Error, Damaged) as error:
-            raise StoreError(f"the cache {self._path} cannot be read: {error}") from error
+            damaged = isinstance(error, Damaged) or getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGE
+            kind = DamagedError if damaged else StoreError
+            raise kind(f"the cache {self._path} cannot be read: {error}") from error
 
     def _connection(self) -> sqlite3.Connection | None:
         """Return this thread's connection to the file that is there now, None where there is none."""
