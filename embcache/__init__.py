@@ -5,6 +5,7 @@ from embcache.embedder import AsyncCachedEmbedder, CachedEmbedder
 from embcache.errors import (
     AuthenticationError,
     BadReply,
+    CacheMiss,
     ConfigError,
     EmbcacheError,
     EmbcacheWarning,
@@ -23,6 +24,7 @@ __all__ = [
     "AsyncCachedEmbedder",
     "AuthenticationError",
     "BadReply",
+    "CacheMiss",
     "CacheStats",
     "CachedEmbedder",
     "ConfigError",

@@ -98,6 +98,15 @@ class Cutter:
         """Whether so many single inputs were refused, and none taken, that it is the request that is wrong."""
         return self._singles_refused >= REFUSED_SINGLES and not self._taken
 
+    @property
+    def took_any(self) -> bool:
+        """Whether the server took any input of this job."""
+        return bool(self._taken)
+
+    def is_last(self, part: Part) -> bool:
+        """Return whether nothing else is left to send or under way."""
+        return not self._waiting and self._flying == {part}
+
     def next(self) -> Part | None:
         """Return what to send next, None where there is nothing or an outcome has to be waited for."""
         if not self._waiting:

@@ -1,31 +1,25 @@
-"""Buys what is missing: requests on threads of its own, retried, halved where refused, shared by all who wait.
+"""Buys what is missing: orders taken at a desk, requests on threads, flights shared by all who wait, in all processes.
 
-What is being bought belongs to the buyer, not to the caller. A caller may be interrupted or go away: the request ends,
-is paid once, and what it brings is stored.
+A request that was sent belongs to the buyer, not to the caller. A caller may be interrupted or go away: the request
+ends, is paid once, and what it brings is stored; what was not sent yet, and nobody else waits for, is not sent.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
-import random
 import threading
 import time
-import traceback
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import tenacity
-
+from embcache.asking import Asker
 from embcache.batching import Cutter
-from embcache.codec import FLOAT32, Entry
-from embcache.decide import judge
-from embcache.errors import BadReply, EmbcacheError, InputRejected, ProviderError
+from embcache.errors import EmbcacheError, InputRejected, ProviderError
 from embcache.flight import Flight
-from embcache.retry import is_worth_another, seconds_before_next
-from embcache.types import Ask
-from embcache.usage import apportion
+from embcache.forks import tell_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,19 +29,41 @@ if TYPE_CHECKING:
     from embcache.flight import Call, Missing
     from embcache.keeper import Keeper
     from embcache.providers.base import Provider
-    from embcache.types import Reply
-
+    from embcache.types import Kind
 
 GRACE = 1.0
 """Seconds the desk may take to answer that it has closed, beyond what it was given."""
+LEASE_SECONDS = 5.0
+"""How long other processes wait for one that died with what it was about to buy."""
+RENEW_SECONDS = LEASE_SECONDS / 3
+FIRST_LOOK_SECONDS = 0.03
+LAST_LOOK_SECONDS = 0.5
+"""How often to look whether another process has bought what it leased: soon at first, then less and less often."""
 
 
 class _Job:
-    """The misses of one call, on their way in one or more requests."""
+    """Misses on their way in one or more requests: those of one call, or single ones of many calls, gathered.
 
-    def __init__(self, flights: list[Flight], cutter: Cutter) -> None:
+    Attributes:
+        flights: what is to be bought; after ``claimed``, what this process buys of it.
+        gathers: the kind of single inputs it was gathered from, None for a call's own.
+        leases: whether to ask other processes before sending.
+        since: when it began to wait for others, on the monotonic clock.
+        pause: seconds until it looks again whether others have bought what they leased.
+        owner: in whose name its inputs are leased.
+        cutter: how its flights are cut into requests; None before it is known which it sends.
+        refused: flights the server refused as such.
+    """
+
+    def __init__(self, flights: list[Flight], gathers: Kind | None, *, leases: bool) -> None:
         self.flights = flights
-        self.cutter = cutter
+        self.gathers: Kind | None = gathers
+        self.leases = leases
+        self.since = time.monotonic()
+        self.pause = FIRST_LOOK_SECONDS
+        self.owner = os.urandom(16)
+        self.cutter: Cutter | None = None
+        self.claiming = False
         self.refused: list[Flight] = []
 
 
@@ -57,7 +73,7 @@ class _Order:
 
     call: Call
     missing: Sequence[Missing]
-    landings: int | None
+    anew: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,30 +96,43 @@ class Buyer:
         self._settings = settings
         self._provider = provider
         self._keeper = keeper
+        self.closed = False
+        """Whether nothing is bought any more."""
+        self._begin()
+        tell_after_fork(self)
+
+    def _begin(self) -> None:
+        self._asker = Asker(self._settings, self._provider, self._keeper)
         self._changed = threading.Condition()
         self._flights: dict[bytes, Flight] = {}
         self._jobs: deque[_Job] = deque()
+        # Single inputs that wait for the gathered request of their kind to end; no list where none is under way.
+        self._gathered: dict[Kind, list[Flight]] = {}
+        # What other processes have leased, and when to look for it again.
+        self._elsewhere: list[tuple[float, _Job]] = []
+        self._renewal = 0.0
         self._threads: set[threading.Thread] = set()
         self._idle = 0
-        self._closing = threading.Event()
+        self._closing = False
         self._orders: queue.SimpleQueue[_Order | _Close | None] = queue.SimpleQueue()
-        self.landings = 0
-        """How many requests have ended so far."""
-        self.closed = False
-        """Whether nothing is bought any more."""
-        threading.Thread(target=self._serve, name="embcache-desk", daemon=True).start()
+        if not self.closed:
+            threading.Thread(target=self._serve, name="embcache-desk", daemon=True).start()
+
+    def after_fork(self) -> None:
+        """Begin anew in a child: what is under way is the parent's to end."""
+        self._begin()
 
     # On a caller's thread
 
-    def order(self, call: Call, missing: Sequence[Missing], landings: int | None) -> None:
+    def order(self, call: Call, missing: Sequence[Missing], *, anew: bool) -> None:
         """Have ``missing`` bought; ``call.wake`` is called once all is there.
 
         Args:
             call: who asks.
             missing: what to buy.
-            landings: how many requests had ended when the store was looked up; None to buy whatever the store has.
+            anew: whether to buy it even if the store has it.
         """
-        self._orders.put(_Order(call, missing, landings))
+        self._orders.put(_Order(call, missing, anew))
 
     def nudge(self) -> None:
         """Have what was counted written in a while."""
@@ -122,146 +151,253 @@ class Buyer:
     # On the desk's thread
 
     def _serve(self) -> None:
-        """Take orders until one says to close; between them, see to it that what was counted is written."""
+        """Take orders until one says to close; between them, see to what has its time."""
         while True:
             try:
-                order = self._orders.get(timeout=self._keeper.ledger.seconds_until_flush())
+                order = self._orders.get(timeout=self._seconds_until_due())
             except queue.Empty:
-                self._keeper.flush()
+                self._see_to_what_is_due()
                 continue
             if isinstance(order, _Order):
                 self._take(order)
             elif isinstance(order, _Close):
-                self._shut(order.deadline)
-                order.done.put(None)
+                self._shut(order)
                 return
 
     def _take(self, order: _Order) -> None:
-        call = order.call
-        new = self._board(call, order.missing)
-        if new and order.landings is not None and order.landings != self.landings:
-            # Since the caller looked, a request was stored, perhaps with what we are about to send for.
-            new = self._look_again(new)
-        call.sent.update(number for number, _ in new)
-        if new:
-            flights = [flight for _, flight in new]
-            with self._changed:
-                self._jobs.append(_Job(flights, Cutter(len(flights), self._settings.batch_size, self._keeper.cap)))
-                self._staff()
-
-    def _board(self, call: Call, missing: Sequence[Missing]) -> list[tuple[int, Flight]]:
-        """Make a flight of each missing input, or join the one under way; return those that are new."""
-        new: list[tuple[int, Flight]] = []
+        new = self._board(order.call, order.missing)
         with self._changed:
-            for which, key, digest, weight in missing:
+            if len(new) == 1 and not order.anew:
+                self._gather(order.call.inputs.kind, new[0])
+            elif new:
+                self._start(_Job(new, None, leases=not order.anew))
+
+    def _board(self, call: Call, missing: Sequence[Missing]) -> list[Flight]:
+        """Make a flight of each missing input, or join the one under way; return those that are new."""
+        new: list[Flight] = []
+        with self._changed:
+            for number, key, digest, weight in missing:
                 flight = self._flights.get(key)
                 # Two inputs made to share a key are two flights all the same.
                 if flight is not None and flight.digest == digest:
                     flight.calls.append(call)
                 else:
-                    flight = Flight(key, digest, call.inputs.items[call.first[which]], weight, call)
+                    flight = Flight(key, digest, call.inputs.items[call.first[number]], weight, call)
                     self._flights[key] = flight
-                    new.append((which, flight))
-                call.flights[which] = flight
+                    new.append(flight)
+                call.flights[number] = flight
             call.waiting += len(missing)
         return new
 
-    def _look_again(self, new: Sequence[tuple[int, Flight]]) -> list[tuple[int, Flight]]:
-        """Return which of these boarded inputs are still missing; the others land without a request."""
-        flights = [flight for _, flight in new]
-        found = self._keeper.look_up_again(flights)
-        if found:
-            self._land(found)
-        return [(number, flight) for number, flight in new if flight.row is None]
-
-    def _shut(self, deadline: float | None) -> None:
+    def _seconds_until_due(self) -> float | None:
+        """Return how long the desk may wait for an order, None for ever."""
+        now = time.monotonic()
         with self._changed:
-            self._changed.wait_for(lambda: not self._flights, _until(deadline))
-            self._closing.set()
+            times = [at - now for at, _ in self._elsewhere]
+            if any(job.cutter is not None and job.leases for job in self._jobs):
+                times.append(self._renewal - now)
+        flush = self._keeper.ledger.seconds_until_flush()
+        if flush is not None:
+            times.append(flush)
+        return max(0.0, min(times)) if times else None
+
+    def _see_to_what_is_due(self) -> None:
+        now = time.monotonic()
+        if self._keeper.ledger.seconds_until_flush() == 0.0:
+            self._keeper.flush()
+        with self._changed:
+            due = [job for at, job in self._elsewhere if at <= now]
+            self._elsewhere = [(at, job) for at, job in self._elsewhere if at > now]
+            leased = (
+                [job for job in self._jobs if job.cutter is not None and job.leases] if self._renewal <= now else []
+            )
+        for job in due:
+            self._land(self._keeper.look_up_again(job.flights))
+            job.flights = [flight for flight in job.flights if flight.row is None]
+            # One that waited as long as a request may take goes on without asking others.
+            job.leases = now - job.since < self._settings.timeout
+            if job.flights:
+                with self._changed:
+                    self._start(job)
+        for job in leased:
+            self._keeper.claim([flight.key for flight in job.flights], job.owner, LEASE_SECONDS)
+        if leased:
+            self._renewal = now + RENEW_SECONDS
+
+    def _shut(self, order: _Close) -> None:
+        def is_done() -> bool:
+            return not self._flights
+
+        deadline = order.deadline
+        while not is_done() and (deadline is None or time.monotonic() < deadline):
+            # What other processes have leased still has its time.
+            self._see_to_what_is_due()
+            wait = min(0.1, self._seconds_until_due() or 0.1, _until(deadline) or 0.1)
+            with self._changed:
+                self._changed.wait_for(is_done, wait)
+        self._asker.stopping.set()
+        with self._changed:
+            self._closing = True
             self._changed.notify_all()
             threads = list(self._threads)
         for thread in threads:
             thread.join(_until(deadline))
+        order.done.put(None)
 
-    # On the threads that ask
+    # Jobs, with the lock held
+
+    def _gather(self, kind: Kind, flight: Flight) -> None:
+        """Send for a single input at once, or together with others when the request under way has ended."""
+        if kind in self._gathered:
+            self._gathered[kind].append(flight)
+        else:
+            self._gathered[kind] = []
+            self._start(_Job([flight], kind, leases=True))
+
+    def _start(self, job: _Job) -> None:
+        job.cutter = None if job.leases else Cutter(len(job.flights), self._settings.batch_size, self._keeper.cap)
+        self._jobs.append(job)
+        self._staff()
+
+    def _end(self, job: _Job) -> None:
+        """Take leave of a job that is done, and send for what was gathered meanwhile."""
+        self._jobs.remove(job)
+        if job.gathers is not None:
+            waiting = self._gathered.pop(job.gathers)
+            if waiting:
+                self._gathered[job.gathers] = []
+                self._start(_Job(waiting, job.gathers, leases=True))
 
     def _staff(self) -> None:
-        """See to it that somebody works: wake one, or start one if none is idle and not all are there. Locked."""
+        """See to it that somebody works: wake one, or start one if none is idle and not all are there."""
         self._changed.notify()
         if not self._idle and len(self._threads) < self._settings.max_concurrency:
             thread = threading.Thread(target=self._work, name=f"embcache-request-{len(self._threads)}", daemon=True)
             self._threads.add(thread)
             thread.start()
 
+    def _next_task(self) -> tuple[_Job, Part | None] | None:
+        """Return a job to claim, or the next request of the oldest job that has one to send now."""
+        for job in self._jobs:
+            if job.cutter is None:
+                if not job.claiming:
+                    job.claiming = True
+                    return job, None
+            elif (part := job.cutter.next()) is not None:
+                return job, part
+        return None
+
+    # On the threads that ask
+
     def _work(self) -> None:
         """Send requests until the buyer closes."""
         while True:
             with self._changed:
                 while (task := self._next_task()) is None:
-                    if self._closing.is_set():
+                    if self._closing:
                         return
                     self._idle += 1
                     self._changed.wait()
                     self._idle -= 1
                 self._staff()
-            self._buy(*task)
+            job, part = task
+            if part is None:
+                self._claim(job)
+            elif job.cutter is not None:
+                self._buy(job, job.cutter, part)
 
-    def _next_task(self) -> tuple[_Job, Part] | None:
-        """Return the next request of the oldest job that has one to send now. Locked."""
-        for job in self._jobs:
-            part = job.cutter.next()
-            if part is not None:
-                return job, part
-        return None
+    def _claim(self, job: _Job) -> None:
+        """Find out which inputs of a job nobody else is buying, nor has bought meanwhile."""
+        claimed = self._keeper.claim([flight.key for flight in job.flights], job.owner, LEASE_SECONDS)
+        mine = [flight for flight in job.flights if flight.key in claimed]
+        theirs = [flight for flight in job.flights if flight.key not in claimed]
+        found = self._keeper.look_up_again(mine)
+        mine = [flight for flight in mine if flight.row is None]
+        with self._changed:
+            if theirs:
+                other = _Job(theirs, None, leases=True)
+                other.since, other.pause = job.since, min(job.pause * 2, LAST_LOOK_SECONDS)
+                self._elsewhere.append((time.monotonic() + job.pause, other))
+                self._orders.put(None)  # the desk has something to see to
+            job.flights, job.claiming = mine, False
+            job.cutter = Cutter(len(mine), self._settings.batch_size, self._keeper.cap)
+            if mine:
+                self._renewal = self._renewal or time.monotonic() + RENEW_SECONDS
+                self._orders.put(None)
+                self._staff()
+            else:
+                self._end(job)
+        if not mine and claimed:
+            self._keeper.release(job.owner)
+        if found:
+            self._land(found)
 
-    def _buy(self, job: _Job, part: Part) -> None:
+    def _buy(self, job: _Job, cutter: Cutter, part: Part) -> None:
         """Send one request, with its retries, and land its flights with whatever came of it."""
         flights = job.flights[part.start : part.stop]
         failure: EmbcacheError | None = None
         store_error: EmbcacheError | None = None
         news = False
+        last = job.leases and cutter.is_last(part)
         try:
-            store_error = self._ask(flights)
+            store_error = self._asker.ask(flights, job.owner if last else None)
         except InputRejected as refusal:
-            flights, failure, news = self._refused(job, part, refusal)
-        except Exception as error:  # noqa: BLE001 - a provider may be anybody's, and somebody waits for these flights
-            failure = error if isinstance(error, EmbcacheError) else _foreign(error)
+            flights, failure, news = self._refused(job, cutter, part, refusal)
+        except EmbcacheError as error:
+            failure = error
             with self._changed:
-                job.cutter.failed(part)
+                cutter.failed(part)
         else:
             with self._changed:
-                news = job.cutter.taken(part)
-        with self._changed:
-            if failure is not None:  # asking on would meet the same
-                for left in job.cutter.drop_waiting():
-                    flights += job.flights[left.start : left.stop]
-            if job.cutter.finished and job in self._jobs:
-                self._jobs.remove(job)
+                news = cutter.taken(part)
         if failure is not None:
-            for flight in [*flights, *job.refused]:  # those refused before were not at fault themselves
+            flights += self._give_up(job, cutter, failure)
+            for flight in flights:
                 flight.error = failure
+        with self._changed:
+            ended = cutter.finished and job in self._jobs
+            if ended:
+                self._end(job)
+        if ended:
+            self._leave(job, cutter, released=last and failure is None and store_error is None)
         self._land(flights, store_error)
         if news and self._keeper.cap.bad is not None:
             self._keeper.remember_cap()
 
+    def _give_up(self, job: _Job, cutter: Cutter, failure: EmbcacheError) -> list[Flight]:
+        """Return what is not sent any more, since asking on would meet the same ``failure``."""
+        with self._changed:
+            left = [flight for part in cutter.drop_waiting() for flight in job.flights[part.start : part.stop]]
+        for flight in job.refused:  # it was not these inputs that were at fault
+            flight.error = failure
+        return left
+
+    def _leave(self, job: _Job, cutter: Cutter, *, released: bool) -> None:
+        """Tell other processes what became of a job: that its leases end, and which inputs were refused."""
+        if job.refused and cutter.took_any:
+            self._keeper.remember_refusals(job.refused)
+        if job.leases and not released:
+            self._keeper.release(job.owner)
+
     def _refused(
-        self, job: _Job, part: Part, refusal: InputRejected
+        self, job: _Job, cutter: Cutter, part: Part, refusal: InputRejected
     ) -> tuple[list[Flight], EmbcacheError | None, bool]:
         """Note that ``part`` was refused; return which flights that ends, why the job ends with it, and cap news."""
         with self._changed:
-            news = job.cutter.refused(part)
+            news = cutter.refused(part)
             if part.size > 1:
                 return [], None, news  # they are asked for again, in two halves
             flight = job.flights[part.start]
             flight.error = refusal
             job.refused.append(flight)
-            return [flight], _hopeless(refusal) if job.cutter.hopeless else None, news
+            # Of single inputs gathered from many callers, some may be bad without the request being wrong.
+            hopeless = cutter.hopeless and not (job.gathers is not None and self._keeper.cap.good)
+            return [flight], _hopeless(refusal) if hopeless else None, news
 
     def _land(self, flights: Sequence[Flight], store_error: EmbcacheError | None = None) -> None:
         """Tell all who wait for ``flights`` that these are there, with a vector or an error."""
         landed: dict[Call, int] = {}
         with self._changed:
-            self.landings += 1
             for flight in flights:
                 if self._flights.get(flight.key) is flight:
                     del self._flights[flight.key]
@@ -278,94 +414,12 @@ class Buyer:
         for call in done:
             call.wake()
 
-    def _ask(self, flights: list[Flight]) -> EmbcacheError | None:
-        """Send one request until it is answered; give its flights what came; return what went wrong with the store."""
-        settings = self._settings
-
-        def enough(state: tenacity.RetryCallState) -> bool:
-            return self._closing.is_set() or not is_worth_another(
-                _error(state), state.attempt_number, settings.max_retries
-            )
-
-        def pause(state: tenacity.RetryCallState) -> float:
-            return seconds_before_next(_error(state), state.attempt_number, random.random())  # noqa: S311
-
-        ask = Ask(
-            [flight.item for flight in flights],
-            settings.space.model,
-            settings.space.format,
-            settings.dimensions,
-            settings.extra_body,
-            settings.timeout,
-        )
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(ProviderError),
-            stop=enough,
-            wait=pause,
-            sleep=tenacity.sleep_using_event(self._closing),
-            reraise=True,
-        )
-        return retrying(self._attempt, ask, flights)
-
-    def _attempt(self, ask: Ask, flights: list[Flight]) -> EmbcacheError | None:
-        """Send one request once: book it, judge the answer, store what is good."""
-        owner = flights[0].calls[0]
-        self._keeper.ledger.add({"requests": 1})
-        self._count(owner, requests=1)
-        try:
-            reply = self._provider.embed(ask)
-        except ProviderError as error:
-            if error.unaccounted:
-                self._keeper.ledger.add({"unknown_requests": 1})
-                self._count(owner, unknown_requests=1)
-            raise
-        told = reply.total_tokens
-        bill = {"unknown_requests": 1} if told is None else {"billed_tokens": told}
-        self._count(owner, prompt_tokens=reply.prompt_tokens or 0, **bill)
-        self._check_model(reply)
-        try:
-            verdict = judge(reply, len(flights), self._keeper.dims)
-        except BadReply:
-            self._keeper.keep([], bill)
-            raise
-        shares = [None] * len(flights) if told is None else apportion(told, [flight.weight for flight in flights])
-        model, created, exact = reply.model or ask.model, int(time.time()), len(flights) == 1
-        for place, (flight, row, share) in enumerate(zip(flights, verdict.rows, shares, strict=True)):
-            if row is None:
-                reason = f"the provider's vector {verdict.faults[place]}; it was not stored"
-                flight.error = BadReply(reason, status=200, of_inputs=True)
-            else:
-                flight.row = row
-                flight.entry = Entry(len(row) // FLOAT32.itemsize, model, share, exact, created)
-        return self._keeper.keep(flights, bill)
-
-    def _count(self, owner: Call, **counts: int) -> None:
-        with self._changed:  # a call may have several requests under way
-            owner.count(**counts)
-
-    def _check_model(self, reply: Reply) -> None:
-        asked = self._settings.space.model
-        if reply.model is not None and reply.model != asked:
-            self._keeper.ledger.add_to_session({"model_changes": 1})
-            self._keeper.note("model", f"asked for the model {asked!r}, the provider answered as {reply.model[:80]!r}")
-
 
 def _until(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
-
-
-def _error(state: tenacity.RetryCallState) -> Any:  # noqa: ANN401 - what it raised, which tenacity calls BaseException
-    return state.outcome.exception() if state.outcome else None
 
 
 def _hopeless(refusal: InputRejected) -> ProviderError:
     """Return what it means that single inputs are refused and none is taken."""
     reason = f"every input is refused, so that the request itself must be wrong: {refusal.reason}"
     return ProviderError(reason, status=refusal.status, code=refusal.code, request_id=refusal.request_id)
-
-
-def _foreign(error: Exception) -> EmbcacheError:
-    """Return an error of somebody's own provider as ours: its kind and place, not its words, which may quote a text."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    return ProviderError(f"the provider raised {type(error).__name__}{place}")

@@ -151,6 +151,18 @@ def _read_entry(body: bytes) -> Entry | None:
     return Entry(dims, model, tokens, exact, created) if well_formed else None
 
 
+def examine(record: bytes) -> Fault | None:
+    """Return which proof ``record`` fails as an entry of whatever input it says, None where it passes all."""
+    fault = fault_of(record, record[_IDENTITY])
+    if fault is not None:
+        return fault
+    entry = _read_entry(record[HEAD:])
+    if entry is None:
+        return "corrupt"
+    vector = np.frombuffer(record, dtype=FLOAT32, offset=len(record) - entry.dims * FLOAT32.itemsize)
+    return None if np.isfinite(vector).all() else "corrupt"
+
+
 def open_entries(records: Sequence[bytes], digests: Sequence[bytes], dims: int | None) -> Opened:
     """Return the vectors of those ``records`` that prove themselves to be what ``digests`` name.
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from embcache.providers.base import Provider
     from embcache.stores.base import Store
+    from embcache.stores.disk import DiskStore
     from embcache.types import Space
 
 NOVITA_URL = "https://api.novita.ai/openai/v1"
@@ -61,6 +62,8 @@ class Settings:
         max_retries: attempts after the first.
         prices: by model, for a million tokens.
         raise_store_errors: whether a failing store is an error rather than a warning.
+        offline: whether nothing may be sent.
+        read_only: whether nothing may be stored.
         progress: whether to show a bar; None shows one on a terminal, for what takes longer than two seconds.
     """
 
@@ -74,6 +77,8 @@ class Settings:
     max_retries: int
     prices: Mapping[str, float]
     raise_store_errors: bool
+    offline: bool
+    read_only: bool
     progress: bool | None
 
 
@@ -124,6 +129,10 @@ def build(  # noqa: PLR0913 - the constructor's arguments, one for one
     provider: str | Provider | None,
     store: Store | None,
     on_store_error: str,
+    epoch: str | None,
+    offline: bool,
+    read_only: bool,
+    allow_network_fs: bool,
     progress: bool | None,
 ) -> Parts:
     """Return the parts that these arguments and the environment describe.
@@ -146,6 +155,8 @@ def build(  # noqa: PLR0913 - the constructor's arguments, one for one
         raise ConfigError(f"timeout={timeout!r}: give seconds, more than 0")
     if model is not None and not model.strip():
         raise ConfigError("model: give the model's name as the provider spells it")
+    if epoch is not None and not epoch:
+        raise ConfigError("epoch='': give a name that tells these vectors from earlier ones, or leave it out")
     if store is not None and (cache_dir is not None or size_limit is not None):
         raise ConfigError("store= brings its own place and size; leave out cache_dir and size_limit")
     body = _checked_body(extra_body)
@@ -154,7 +165,7 @@ def build(  # noqa: PLR0913 - the constructor's arguments, one for one
     if source.fixed and chosen_model != source.model:
         raise ConfigError(f"the provider has one model, {source.model!r}; leave out model= or name that one")
     settings = Settings(
-        space=make_space(source.id, chosen_model, encoding_format, dimensions=dimensions, extra_body=body),
+        space=make_space(source.id, chosen_model, encoding_format, dimensions=dimensions, extra_body=body, epoch=epoch),
         dimensions=dimensions,
         extra_body=body,
         memory_size=memory_size,
@@ -164,16 +175,28 @@ def build(  # noqa: PLR0913 - the constructor's arguments, one for one
         max_retries=max_retries,
         prices=_checked_prices(prices),
         raise_store_errors=on_store_error == "raise",
+        offline=offline,
+        read_only=read_only,
         progress=progress,
     )
-    return Parts(settings, source, store or disk_store(cache_dir, size_limit), owns_store=store is None)
+    if store is None:
+        chosen = disk_store(cache_dir, size_limit, read_only=read_only, allow_network_fs=allow_network_fs)
+        return Parts(settings, source, chosen, owns_store=True)
+    return Parts(settings, source, store, owns_store=False)
 
 
-def disk_store(cache_dir: str | os.PathLike[str] | None, size_limit: int | None = None) -> Store:
+def disk_store(
+    cache_dir: str | os.PathLike[str] | None,
+    size_limit: int | None = None,
+    *,
+    read_only: bool = False,
+    allow_network_fs: bool = False,
+) -> DiskStore:
     """Return the store on disk in the cache folder in use."""
-    from embcache.stores.disk import DiskStore
+    from embcache.stores.disk import DiskStore  # a user who brings a store does not pay for this one
 
-    return DiskStore(cache_folder(cache_dir), size_limit)
+    folder = cache_folder(cache_dir)
+    return DiskStore(folder, size_limit, read_only=read_only, allow_network_fs=allow_network_fs)
 
 
 def _provider(

@@ -5,21 +5,27 @@ from __future__ import annotations
 import contextlib
 import queue
 import weakref
-from typing import TYPE_CHECKING, Any, Self
+from collections import deque
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from embcache import config
 from embcache.engine import Engine
-from embcache.inputs import read_inputs
+from embcache.errors import InvalidInput
+from embcache.inputs import in_batches, masks, read_inputs
 
 if TYPE_CHECKING:
+    import asyncio
     import os
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
+    from embcache.flight import Call
+    from embcache.inputs import Inputs
     from embcache.providers.base import Provider
     from embcache.stores.base import Store
-    from embcache.types import CacheStats, EmbedResult, Space, Vectors
+    from embcache.types import CacheStats, EmbedResult, Item, Space, Vectors
 
+    OnRefusal = Literal["raise", "mask"]
     EmbedInput = str | Iterable[str] | Sequence[int] | Sequence[Sequence[int]]
 
 SECONDS_AT_EXIT = 2.0
@@ -52,6 +58,10 @@ class _Face:
         provider: str | Provider | None = None,
         store: Store | None = None,
         on_store_error: str = "warn",
+        epoch: str | None = None,
+        offline: bool = False,
+        read_only: bool = False,
+        allow_network_fs: bool = False,
         progress: bool | None = None,
     ) -> None:
         """Make an embedder; nothing is opened, loaded or sent before it is needed.
@@ -76,35 +86,42 @@ class _Face:
             provider: ``"novita"``, ``"local"``, or any :class:`~embcache.providers.Provider`; by default
                 ``EMBCACHE_PROVIDER``, else the API.
             store: any :class:`~embcache.stores.Store`, instead of the one in the cache folder.
+            epoch: a name that begins anew under the same model name, for a provider that changed its model. Part of the
+                key; not sent.
+            offline: send nothing; what is not stored raises ``CacheMiss``.
+            read_only: store nothing, and change no byte of the cache.
+            allow_network_fs: use a cache folder on a network file system, where SQLite may lose or damage it.
             on_store_error: ``"warn"`` goes on without the cache where it fails, ``"raise"`` raises ``StoreError``.
             progress: True shows a bar, False none, None shows one on a terminal for what takes longer than two seconds.
 
         Raises:
             ConfigError: a value cannot work; the message says what to do.
         """
-        self._engine = Engine(
-            config.build(
-                model=model,
-                encoding_format=encoding_format,
-                dimensions=dimensions,
-                extra_body=extra_body,
-                api_key=api_key,
-                base_url=base_url,
-                provider_name=provider_name,
-                cache_dir=cache_dir,
-                size_limit=size_limit,
-                memory_size=memory_size,
-                batch_size=batch_size,
-                max_concurrency=max_concurrency,
-                timeout=timeout,
-                max_retries=max_retries,
-                prices=prices,
-                provider=provider,
-                store=store,
-                on_store_error=on_store_error,
-                progress=progress,
-            )
-        )
+        self._recipe: dict[str, Any] = {
+            "model": model,
+            "encoding_format": encoding_format,
+            "dimensions": dimensions,
+            "extra_body": extra_body,
+            "base_url": base_url,
+            "provider_name": provider_name,
+            "cache_dir": cache_dir,
+            "size_limit": size_limit,
+            "memory_size": memory_size,
+            "batch_size": batch_size,
+            "max_concurrency": max_concurrency,
+            "timeout": timeout,
+            "max_retries": max_retries,
+            "prices": prices,
+            "provider": provider,
+            "store": store,
+            "on_store_error": on_store_error,
+            "epoch": epoch,
+            "offline": offline,
+            "read_only": read_only,
+            "allow_network_fs": allow_network_fs,
+            "progress": progress,
+        }
+        self._engine = Engine(config.build(**self._recipe, api_key=api_key))
         # Runs where the embedder is no longer held, and at the interpreter's exit.
         self._end = weakref.finalize(self, self._engine.close, SECONDS_AT_EXIT)
 
@@ -112,6 +129,17 @@ class _Face:
         """Show what is asked where; never the key."""
         space = self.space
         return f"{type(self).__name__}({space.model!r}, provider={space.provider!r}, format={space.format!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the recipe: what travels to another process is how to make the embedder, without key or handle.
+
+        There, the API key is the one of the environment.
+        """
+        return self._recipe
+
+    def __setstate__(self, recipe: dict[str, Any]) -> None:
+        """Make the embedder from its recipe."""
+        self.__init__(**recipe)  # type: ignore[misc]  # the one way an embedder is made
 
     @property
     def space(self) -> Space:
@@ -128,6 +156,10 @@ class _Face:
         """The figures of this embedder alone, since it was made."""
         return self._engine.session()
 
+    def _may_read_ahead(self, ahead: Sequence[tuple[Call, queue.SimpleQueue[None] | asyncio.Event]]) -> bool:
+        """Return whether to begin one more batch before the oldest is handed out."""
+        return not ahead or (len(ahead) <= self._engine.settings.max_concurrency and not _is_there(ahead[0]))
+
     def _warn(self) -> None:
         self._engine.keeper.tell(stacklevel=3)
 
@@ -138,12 +170,20 @@ class CachedEmbedder(_Face):
     Safe to use from many threads. Ends with ``close()`` or as a context manager.
     """
 
-    def embed(self, input: EmbedInput, *, refresh: bool = False) -> Vectors:  # noqa: A002 - the API's own word for it
+    def embed(
+        self,
+        input: EmbedInput,  # noqa: A002 - the API's own word for it
+        *,
+        refresh: bool = False,
+        errors: OnRefusal = "raise",
+    ) -> Vectors:
         """Return the vectors of ``input``, asking the provider only for those that are not stored.
 
         Args:
             input: a text; an iterable of texts; ONE input as a list of token ids; or a list of such lists.
             refresh: ask for all of them again, and replace what is stored.
+            errors: ``"raise"``, or ``"mask"`` to get rows of NaN for inputs that the provider refused as such;
+                ``embed_result(…).rejected`` names them.
 
         Returns:
             float32, shape ``(n, dims)`` in the order given, or ``(dims,)`` for a single text or list of token ids. The
@@ -160,11 +200,34 @@ class CachedEmbedder(_Face):
         most that time out) and 30 s of waiting between two of them, ``max_concurrency`` requests side by side; and at
         most 1 s for a store that does not answer.
         """
-        return self._result(input, refresh=refresh).vectors
+        return self._result(input, refresh=refresh, errors=errors).vectors
 
-    def embed_result(self, input: EmbedInput, *, refresh: bool = False) -> EmbedResult:  # noqa: A002 - as above
+    def embed_result(
+        self,
+        input: EmbedInput,  # noqa: A002 - as above
+        *,
+        refresh: bool = False,
+        errors: OnRefusal = "raise",
+    ) -> EmbedResult:
         """Return the vectors of ``input`` with what they took; takes and raises what :meth:`embed` does."""
-        return self._result(input, refresh=refresh)
+        return self._result(input, refresh=refresh, errors=errors)
+
+    def embed_iter(self, inputs: Iterable[Item], *, batch_size: int | None = None) -> Iterator[Vectors]:
+        """Yield the vectors of ``inputs``, in order, with bounded memory; what comes next is bought meanwhile.
+
+        Args:
+            inputs: texts, or lists of token ids; may be endless. It is read some batches ahead.
+            batch_size: vectors in each array; by default as many as in a request.
+
+        Yields:
+            float32, shape ``(batch_size, dims)``, the last one shorter; each the caller's own.
+
+        Raises:
+            InvalidInput, InputRejected, ProviderError, ConfigError, StoreError: as :meth:`embed`, with indexes counted
+                from the beginning of ``inputs``, when it is the turn of the batch concerned. What was sent ahead is
+                stored all the same.
+        """
+        return self._iterate(in_batches(inputs, batch_size or self._engine.settings.batch_size))
 
     def forget(self, input: EmbedInput) -> int:  # noqa: A002 - as above
         """Remove what is stored for ``input``, and return how many entries that were.
@@ -201,14 +264,46 @@ class CachedEmbedder(_Face):
         """Close the embedder."""
         self.close()
 
-    def _result(self, given: EmbedInput, *, refresh: bool) -> EmbedResult:
+    def _begin(
+        self, inputs: Inputs, *, refresh: bool = False, mask: bool = False
+    ) -> tuple[Call, queue.SimpleQueue[None]]:
         # A queue, since waiting at it is one step that an interrupt cannot leave half done; a Future's lock it could.
         there: queue.SimpleQueue[None] = queue.SimpleQueue()
-        call = self._engine.begin(read_inputs(given), refresh=refresh, wake=lambda: there.put(None))
+        return self._engine.begin(inputs, refresh=refresh, mask=mask, wake=lambda: there.put(None)), there
+
+    def _end_of(self, call: Call, there: queue.SimpleQueue[None]) -> EmbedResult:
         if call.pending:
-            there.get()
-        self._engine.keeper.tell(stacklevel=3)
-        return self._engine.finish(call, refresh=refresh)
+            try:
+                there.get()
+            except BaseException:
+                call.gone = True
+                raise
+        self._engine.keeper.tell(stacklevel=4)
+        return self._engine.finish(call)
+
+    def _result(self, given: EmbedInput, *, refresh: bool, errors: OnRefusal) -> EmbedResult:
+        return self._end_of(*self._begin(read_inputs(given), refresh=refresh, mask=masks(errors)))
+
+    def _iterate(self, batches: Iterator[Inputs]) -> Iterator[Vectors]:
+        ahead: deque[tuple[Call, queue.SimpleQueue[None]]] = deque()
+        more, wrong = True, None
+        try:
+            while True:
+                # As long as the oldest is not there yet, begin the next ones.
+                while more and self._may_read_ahead(ahead):
+                    try:
+                        ahead.append(self._begin(next(batches)))
+                    except StopIteration:
+                        more = False
+                    except InvalidInput as error:  # when it is its turn
+                        more, wrong = False, error
+                if not ahead:
+                    break
+                yield self._end_of(*ahead.popleft()).vectors
+        finally:
+            _let_go(ahead)
+        if wrong is not None:
+            raise wrong
 
 
 class AsyncCachedEmbedder(_Face):
@@ -218,13 +313,25 @@ class AsyncCachedEmbedder(_Face):
     is cancelled cancels no request: what was begun is paid for, and is stored.
     """
 
-    async def embed(self, input: EmbedInput, *, refresh: bool = False) -> Vectors:  # noqa: A002 - as above
+    async def embed(
+        self,
+        input: EmbedInput,  # noqa: A002 - as above
+        *,
+        refresh: bool = False,
+        errors: OnRefusal = "raise",
+    ) -> Vectors:
         """Return the vectors of ``input``; see :meth:`CachedEmbedder.embed`."""
-        return (await self._result(input, refresh=refresh)).vectors
+        return (await self._result(input, refresh=refresh, errors=errors)).vectors
 
-    async def embed_result(self, input: EmbedInput, *, refresh: bool = False) -> EmbedResult:  # noqa: A002 - as above
+    async def embed_result(
+        self,
+        input: EmbedInput,  # noqa: A002 - as above
+        *,
+        refresh: bool = False,
+        errors: OnRefusal = "raise",
+    ) -> EmbedResult:
         """Return the vectors of ``input`` with what they took; see :meth:`CachedEmbedder.embed`."""
-        return await self._result(input, refresh=refresh)
+        return await self._result(input, refresh=refresh, errors=errors)
 
     async def forget(self, input: EmbedInput) -> int:  # noqa: A002 - as above
         """Remove what is stored for ``input``; see :meth:`CachedEmbedder.forget`."""
@@ -256,7 +363,11 @@ class AsyncCachedEmbedder(_Face):
         """Close the embedder."""
         await self.aclose()
 
-    async def _result(self, given: EmbedInput, *, refresh: bool) -> EmbedResult:
+    def embed_iter(self, inputs: Iterable[Item], *, batch_size: int | None = None) -> AsyncIterator[Vectors]:
+        """Yield the vectors of ``inputs``, in order, with bounded memory; see :meth:`CachedEmbedder.embed_iter`."""
+        return self._iterate(in_batches(inputs, batch_size or self._engine.settings.batch_size))
+
+    async def _begin(self, inputs: Inputs, *, refresh: bool = False, mask: bool = False) -> tuple[Call, asyncio.Event]:
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -266,12 +377,53 @@ class AsyncCachedEmbedder(_Face):
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(there.set)
 
-        inputs = read_inputs(given)
         if len(inputs.items) <= FEW:
-            call = self._engine.begin(inputs, refresh=refresh, wake=wake)
-        else:
-            call = await asyncio.to_thread(self._engine.begin, inputs, refresh=refresh, wake=wake)
+            return self._engine.begin(inputs, refresh=refresh, mask=mask, wake=wake), there
+        return await asyncio.to_thread(self._engine.begin, inputs, refresh=refresh, mask=mask, wake=wake), there
+
+    async def _end_of(self, call: Call, there: asyncio.Event) -> EmbedResult:
         if call.pending:
-            await there.wait()
-        self._engine.keeper.tell(stacklevel=3)
-        return self._engine.finish(call, refresh=refresh)
+            try:
+                await there.wait()
+            except BaseException:  # the task was cancelled
+                call.gone = True
+                raise
+        self._engine.keeper.tell(stacklevel=4)
+        return self._engine.finish(call)
+
+    async def _result(self, given: EmbedInput, *, refresh: bool, errors: OnRefusal) -> EmbedResult:
+        return await self._end_of(*await self._begin(read_inputs(given), refresh=refresh, mask=masks(errors)))
+
+    async def _iterate(self, batches: Iterator[Inputs]) -> AsyncIterator[Vectors]:
+        ahead: deque[tuple[Call, asyncio.Event]] = deque()
+        more, wrong = True, None
+        try:
+            while True:
+                while more and self._may_read_ahead(ahead):
+                    try:
+                        ahead.append(await self._begin(next(batches)))
+                    except StopIteration:
+                        more = False
+                    except InvalidInput as error:
+                        more, wrong = False, error
+                if not ahead:
+                    break
+                yield (await self._end_of(*ahead.popleft())).vectors
+        finally:
+            _let_go(ahead)
+        if wrong is not None:
+            raise wrong
+
+
+def _let_go(begun: Iterable[tuple[Call, object]]) -> None:
+    """Tell calls that nobody waits for them any more."""
+    for call, _ in begun:
+        call.gone = True
+
+
+def _is_there(begun: tuple[Call, queue.SimpleQueue[None] | asyncio.Event]) -> bool:
+    """Return whether a call that was begun has nothing to wait for any more."""
+    call, there = begun
+    if not call.pending:
+        return True
+    return not there.empty() if isinstance(there, queue.SimpleQueue) else there.is_set()

@@ -12,8 +12,8 @@ import numpy as np
 
 from embcache.buyer import Buyer
 from embcache.codec import FLOAT32
-from embcache.errors import EmbcacheError, InputRejected, ProviderError, StoreError
-from embcache.flight import Call
+from embcache.errors import CacheMiss, EmbcacheError, InputRejected, ProviderError, StoreError
+from embcache.flight import Call, Flight
 from embcache.keeper import Keeper
 from embcache.keys import decode_space, fingerprints
 from embcache.memory import Memory
@@ -51,34 +51,40 @@ class Engine:
         self._memory: Memory | None = None
         self._buyer = Buyer(parts.settings, parts.provider, self.keeper)
 
-    def begin(self, inputs: Inputs, *, refresh: bool, wake: Callable[[], None]) -> Call:
+    def begin(self, inputs: Inputs, *, refresh: bool, mask: bool, wake: Callable[[], None]) -> Call:
         """Look up ``inputs``, send for what is missing, and return the call without waiting for that.
 
         Args:
             inputs: what is asked.
             refresh: send for all of it, whatever the store has.
+            mask: whether refused inputs become rows of NaN.
             wake: called on a thread of the engine once all is there; never, if the call is not ``pending``.
 
         Raises:
+            InvalidInput: an input cannot be embedded.
+            CacheMiss: something is missing, with ``offline=True``.
             StoreError: the store cannot be read, with ``on_store_error="raise"``.
         """
         if self._buyer.closed:
             message = "this embedder is closed; make a new one"
             raise EmbcacheError(message)
-        call = Call(inputs, wake)
+        call = Call(inputs, refresh=refresh, mask=mask, wake=wake)
         rest = range(call.size) if refresh or self._memory is None else self._recall(call, self._memory)
         if rest:
             inputs.check(rest)
             call.number(rest)
-            landings = self._buyer.landings
-            missing = self._look_up(call, skip=refresh)
+            missing = self._look_up(call)
+            if missing and not refresh:
+                missing = self._leave_out_refused(call, missing)
+            if missing and self.settings.offline:
+                raise CacheMiss(call.positions([number for number, *_ in missing]))
             if missing:
                 call.progress = begin_progress(len(missing), wanted=self.settings.progress)
                 call.pending = True
-                self._buyer.order(call, missing, None if refresh else landings)
+                self._buyer.order(call, missing, anew=refresh)
         return call
 
-    def finish(self, call: Call, *, refresh: bool) -> EmbedResult:
+    def finish(self, call: Call) -> EmbedResult:
         """Return what a call that is done gives, or raise what went wrong.
 
         Raises:
@@ -89,7 +95,7 @@ class Engine:
             call.progress.close()
         self._settle(call)
         if call.flights:
-            self._receive(call, refresh=refresh)
+            self._receive(call)
         if call.store_error is not None and self.settings.raise_store_errors:
             raise StoreError(str(call.store_error)) from None
         call.repeat()
@@ -103,6 +109,7 @@ class Engine:
             get("duplicates", 0),
             get("requests", 0),
             call.model or self.settings.space.model,
+            call.rejected,
         )
 
     def forget(self, inputs: Inputs) -> int:
@@ -158,7 +165,7 @@ class Engine:
             call.credit(entry, 1)
         return () if which is None else sorted(set(range(call.size)).difference(which))
 
-    def _look_up(self, call: Call, *, skip: bool) -> list[Missing]:
+    def _look_up(self, call: Call) -> list[Missing]:
         """Place what the store has of a call's distinct inputs; return the others."""
         inputs, space = call.inputs, self.settings.space
         missing: list[Missing] = []
@@ -167,7 +174,7 @@ class Engine:
             payloads = inputs.payloads(positions)
             keys, digests = fingerprints(space, inputs.kind, payloads)
             found: Sequence[int] = ()
-            if not skip:
+            if not call.refresh:
                 found, opened, failure = self.keeper.look_up(keys, digests)
                 call.store_error = call.store_error or failure
                 if found:
@@ -182,22 +189,37 @@ class Engine:
                 missing += [(start + place, keys[place], digests[place], len(payloads[place])) for place in lacking]
         return missing
 
-    def _receive(self, call: Call, *, refresh: bool) -> None:
+    def _leave_out_refused(self, call: Call, missing: Sequence[Missing]) -> list[Missing]:
+        """Return what is missing and not known to be refused; what is known ends there."""
+        refusals = self.keeper.refusals(missing)
+        for number, key, digest, weight in missing if refusals else ():
+            if number in refusals:
+                flight = Flight(key, digest, call.inputs.items[call.first[number]], weight, call)
+                flight.error = refusals[number]
+                call.flights[number] = flight
+        return [one for one in missing if one[0] not in refusals]
+
+    def _receive(self, call: Call) -> None:
         """Place what has landed, or raise why it has not."""
         failed = {number: flight.error for number, flight in call.flights.items() if flight.error is not None}
-        if failed:
+        if failed and not (call.mask and all(map(_is_of_inputs, failed.values()))):
             raise _error_of(call, failed) from None
+        landed: list[int] = []
         rows: list[bytes] = []
         entries: list[Entry] = []
-        for flight in call.flights.values():
+        for number, flight in call.flights.items():
             if flight.row is not None and flight.entry is not None:
+                landed.append(number)
                 rows.append(flight.row)
                 entries.append(flight.entry)
-        vectors = np.frombuffer(bytearray().join(rows), dtype=FLOAT32).reshape(len(rows), -1)
-        positions = [call.first[number] for number in call.flights]
-        call.place(positions, vectors)
-        call.model = entries[-1].model
-        self._memorise(call, positions, vectors, entries, replace=refresh)
+        if landed:
+            vectors = np.frombuffer(bytearray().join(rows), dtype=FLOAT32).reshape(len(rows), -1)
+            positions = [call.first[number] for number in landed]
+            call.place(positions, vectors)
+            call.model = entries[-1].model
+            self._memorise(call, positions, vectors, entries, replace=call.refresh)
+        for number, error in failed.items():
+            call.mask_out(number, str(error), self.keeper.dims or 0)
 
     def _memorise(
         self, call: Call, positions: Sequence[int], vectors: Vectors, entries: Sequence[Entry], *, replace: bool
@@ -212,13 +234,16 @@ class Engine:
 
     def _settle(self, call: Call) -> None:
         """Count what a call that is done took and spared."""
-        misses = len(call.sent)
-        duplicates = sum(map(call.times, call.sent)) - misses
+        hits, misses, duplicates = call.size, 0, 0
         for number, flight in call.flights.items():
-            spared = call.times(number) - (number in call.sent)
-            if flight.entry is not None and spared:
-                call.credit(flight.entry, spared)
-        call.count(hits=call.size - misses - duplicates, misses=misses, duplicates=duplicates)
+            times = call.times(number)
+            if flight.bought and flight.calls[0] is call:
+                misses, duplicates, hits, times = misses + 1, duplicates + times - 1, hits - times, times - 1
+            elif flight.error is not None:
+                hits -= times
+            if flight.entry is not None and times:
+                call.credit(flight.entry, times)
+        call.count(hits=hits, misses=misses, duplicates=duplicates)
         if self.keeper.ledger.add({name: call.counts[name] for name in OF_A_CALL if name in call.counts}):
             self._buyer.nudge()
 
@@ -230,12 +255,15 @@ def _error_of(call: Call, failed: Mapping[int, Exception]) -> Exception:
     inputs at fault, all of one kind by index: those the server refused, or those whose vectors were unusable.
     """
     kept = call.size - len(call.positions(list(failed)))
-    of_inputs = {
-        which: error for which, error in failed.items() if isinstance(error, ProviderError) and error.of_inputs
-    }
-    rejected = {which: error for which, error in failed.items() if isinstance(error, InputRejected)}
-    for which, error in failed.items():
-        if which not in of_inputs and which not in rejected:
+    of_inputs = {n: e for n, e in failed.items() if isinstance(e, ProviderError) and e.of_inputs}
+    rejected = {n: e for n, e in failed.items() if isinstance(e, InputRejected)}
+    for error in failed.values():
+        if not _is_of_inputs(error):
             return error.at((), kept) if isinstance(error, ProviderError) else type(error)(*error.args)
     named: Mapping[int, InputRejected | ProviderError] = rejected or of_inputs
     return next(iter(named.values())).at(call.positions(list(named)), kept)
+
+
+def _is_of_inputs(error: Exception) -> bool:
+    """Return whether an error concerns single inputs, the others of the request being sound."""
+    return isinstance(error, InputRejected) or (isinstance(error, ProviderError) and error.of_inputs)

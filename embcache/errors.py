@@ -6,6 +6,7 @@ Drawn as a tree, each class with what happened to the caller::
     ├── ConfigError               an argument or a variable has a wrong value (also a ValueError)
     ├── InvalidInput              an input cannot be embedded; nothing was sent (also a ValueError)
     ├── InputRejected             the server refused single inputs; the others are stored
+    ├── CacheMiss                 nothing may be sent, and some inputs are not stored
     ├── ProviderError             the provider did not answer as it should
     │   ├── AuthenticationError   it does not know the key, or the key may not do this
     │   ├── RateLimited           it asks to be asked less often, and waiting did not help
@@ -95,12 +96,13 @@ class _Answered(EmbcacheError):
         super().__init__(self._message())
 
     def _message(self) -> str:
-        parts = [f"{show_indexes(self.indexes)}: {self.reason}" if self.indexes else self.reason]
+        told = f"{show_indexes(self.indexes)}: {self.reason}" if self.indexes else self.reason
         if self.request_id:
-            parts.append(f"(request id {self.request_id})")
-        if self.kept is not None:
-            parts.append(f"{self.kept} other inputs of this call are kept; calling again pays only for the rest.")
-        return " ".join(parts)
+            told += f" (request id {self.request_id})"
+        if self.kept:
+            others = "1 other input of this call is" if self.kept == 1 else f"{self.kept} other inputs of this call are"
+            told = f"{told.rstrip('.')}. {others} kept; calling again pays only for the rest."
+        return told
 
     def at(self, indexes: Sequence[int], kept: int) -> Self:
         """Return the same error as one caller sees it: with its own indexes, and how many of its inputs are kept."""
@@ -129,6 +131,23 @@ class InputRejected(_Answered):
         code: the server's own code for it, where it gave one.
         request_id: the server's id of the request, where it gave one.
     """
+
+
+class CacheMiss(EmbcacheError, LookupError):
+    """With ``offline=True``: some inputs are not stored, and nothing was sent for them.
+
+    Attributes:
+        indexes: positions of the inputs that are not stored.
+    """
+
+    def __init__(self, indexes: Sequence[int]) -> None:
+        """Name the inputs at ``indexes``."""
+        self.indexes = tuple(indexes)
+        super().__init__(f"{show_indexes(self.indexes)}: not stored, and offline=True sends nothing")
+
+    def __reduce__(self) -> tuple[type[CacheMiss], tuple[tuple[int, ...]]]:
+        """Return how to make it anew in another process."""
+        return type(self), (self.indexes,)
 
 
 class ProviderError(_Answered):

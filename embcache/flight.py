@@ -35,9 +35,10 @@ class Flight:
         row: the vector as little-endian float32 bytes, once it is there.
         entry: what is kept beside the vector, once it is there.
         error: why there is none, if it failed.
+        bought: whether a request was sent for it.
     """
 
-    __slots__ = ("calls", "digest", "entry", "error", "item", "key", "row", "weight")
+    __slots__ = ("bought", "calls", "digest", "entry", "error", "item", "key", "row", "weight")
 
     def __init__(self, key: bytes, digest: bytes, item: Item, weight: int, call: Call) -> None:
         """Begin a flight that ``call`` asked for."""
@@ -49,6 +50,12 @@ class Flight:
         self.row: bytes | None = None
         self.entry: Entry | None = None
         self.error: Exception | None = None
+        self.bought = False
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody still waits for it."""
+        return not all(call.gone for call in self.calls)
 
 
 class Call:
@@ -60,10 +67,13 @@ class Call:
         inputs: what was asked.
         wake: what to call when nothing is on its way any more.
         pending: whether there is anything to wait for.
+        gone: whether nobody waits any more, because the caller was interrupted or cancelled.
+        refresh: whether what is stored is to be bought again.
+        mask: whether refused inputs become rows of NaN.
+        rejected: why, for those that did, by position.
         first: the position of each distinct input.
         again: the position and number of each input that occurred before in the same call.
         flights: what the call waits for, by number.
-        sent: the numbers of those it asked for itself.
         waiting: how many flights have not landed.
         counts: what the call took and what it saved, by the names of the accounts.
         store_error: what went wrong with the store, if anything did.
@@ -77,29 +87,35 @@ class Call:
         "counts",
         "first",
         "flights",
+        "gone",
         "inputs",
+        "mask",
         "model",
         "out",
         "pending",
         "progress",
-        "sent",
+        "refresh",
+        "rejected",
         "size",
         "store_error",
         "waiting",
         "wake",
     )
 
-    def __init__(self, inputs: Inputs, wake: Callable[[], None]) -> None:
+    def __init__(self, inputs: Inputs, *, refresh: bool, mask: bool, wake: Callable[[], None]) -> None:
         """Begin a call that asks for ``inputs``."""
+        self.refresh = refresh
+        self.mask = mask
+        self.rejected: dict[int, str] = {}
         self.inputs = inputs
         self.wake = wake
         self.size = len(inputs.items)
         self.pending = False
+        self.gone = False
         self.progress: Progress | None = None
         self.first: Sequence[int] = ()
         self.again: list[tuple[int, int]] = []
         self.flights: dict[int, Flight] = {}
-        self.sent: set[int] = set()
         self.waiting = 0
         self.counts: dict[str, int] = {}
         self.store_error: Exception | None = None
@@ -126,9 +142,10 @@ class Call:
         return self._times.get(number, 1)
 
     def positions(self, numbers: Sequence[int]) -> list[int]:
-        """Return all positions of these distinct inputs, in order."""
+        """Return all positions of these distinct inputs, in order, as a caller counts them."""
         wanted = set(numbers)
-        return sorted([self.first[n] for n in wanted] + [position for position, n in self.again if n in wanted])
+        positions = [self.first[n] for n in wanted] + [position for position, n in self.again if n in wanted]
+        return sorted(self.inputs.offset + position for position in positions)
 
     def count(self, **counts: int) -> None:
         """Add to what the call took."""
@@ -152,6 +169,13 @@ class Call:
             self.out[start : start + len(positions)] = vectors
         else:
             self.out[positions] = vectors
+
+    def mask_out(self, number: int, reason: str, dims: int) -> None:
+        """Give a refused input, wherever it occurs, a row of NaN, and keep why."""
+        if self.out is None:
+            self.out = np.empty((self.size, dims), dtype=FLOAT32)
+        self.out[self.first[number]] = np.nan
+        self.rejected |= dict.fromkeys(self.positions([number]), reason)
 
     def repeat(self) -> None:
         """Copy the vectors of inputs that occur again to where they occur again."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
-from embcache.errors import InvalidInput
+from embcache.errors import ConfigError, InvalidInput
 from embcache.keys import MAX_TOKEN_ID, encode_item
 
 if TYPE_CHECKING:
@@ -31,12 +32,14 @@ class Inputs:
         names: what equal inputs have in common: the text itself, or the bytes of the token ids.
         kind: whether they are texts or token ids.
         single: whether ONE input was given, so that one vector is wanted and not a list of one.
+        offset: how many inputs came before these in what a caller iterates over; added to the indexes of errors.
     """
 
     items: Sequence[Item]
     names: Sequence[str] | Sequence[bytes]
     kind: Kind
     single: bool
+    offset: int = 0
 
     def check(self, positions: Sequence[int]) -> None:
         """See to it that the inputs at ``positions`` can be sent.
@@ -47,9 +50,9 @@ class Inputs:
         if self.kind == "tokens":  # checked when they were read
             return
         texts = cast("Sequence[str]", self.items)
-        if wrong := [position for position in positions if not texts[position]]:
+        if wrong := [self.offset + p for p in positions if not texts[p]]:
             raise InvalidInput("empty; the API does not embed an empty text, leave it out", wrong)
-        if wrong := [p for p in positions if not texts[p].isascii() and not _encodes(texts[p])]:
+        if wrong := [self.offset + p for p in positions if not texts[p].isascii() and not _encodes(texts[p])]:
             raise InvalidInput("holds a lone surrogate, which is no text and cannot be sent", wrong)
 
     def payloads(self, positions: Sequence[int]) -> list[bytes]:
@@ -84,6 +87,39 @@ def read_inputs(given: object) -> Inputs:
         return _tokens([_to_list(item) for item in items], single=False)
     wrong = _odd_ones(items)
     raise InvalidInput(f"neither all texts nor all token ids; {WHAT_IS_TAKEN}", wrong)
+
+
+def masks(errors: object) -> bool:
+    """Return whether refused inputs are to be masked.
+
+    Raises:
+        ConfigError: ``errors`` is neither ``"raise"`` nor ``"mask"``.
+    """
+    if errors not in ("raise", "mask"):
+        raise ConfigError(f"errors={errors!r}: give 'raise' or 'mask'")
+    return errors == "mask"
+
+
+def in_batches(given: object, size: int) -> Iterator[Inputs]:
+    """Yield the inputs of an iterable, ``size`` at a time; it may be endless, and is read no further than needed.
+
+    Raises:
+        InvalidInput: it is no iterable of inputs, or holds what cannot be embedded; indexes count from the first.
+    """
+    kind = type(given).__name__
+    if not isinstance(given, Iterable) or isinstance(given, (str, *NO_INPUTS)):
+        raise InvalidInput(f"a {kind} is no iterable of inputs; give texts, or lists of token ids, one after the other")
+    source = iter(cast("Iterable[object]", given))
+    offset = 0
+    while batch := list(islice(source, size)):
+        try:
+            inputs = read_inputs(batch)
+        except InvalidInput as error:
+            raise InvalidInput(error.reason, [offset + index for index in error.indexes]) from None
+        if inputs.single:
+            raise InvalidInput("a token id is no input; give lists of them", [offset])
+        yield replace(inputs, offset=offset)
+        offset += len(batch)
 
 
 def _is_list(value: object) -> bool:

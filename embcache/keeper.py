@@ -6,6 +6,7 @@ and accounts in one commit, and tells of what goes wrong: every time in the log,
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import warnings
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from embcache.batching import Cap
 from embcache.codec import open_entries, open_note, seal_entry, seal_note
-from embcache.errors import BadReply, EmbcacheWarning, StoreBusy, StoreError
+from embcache.errors import BadReply, EmbcacheWarning, InputRejected, StoreBusy, StoreError
 from embcache.keys import encode_space, note_key
 from embcache.ledger import Ledger
 from embcache.stores.base import PinConflict
@@ -24,16 +25,20 @@ if TYPE_CHECKING:
 
     from embcache.codec import Opened
     from embcache.config import Settings
-    from embcache.flight import Flight
+    from embcache.flight import Flight, Missing
     from embcache.ledger import Accounts
     from embcache.stores.base import Store
 
 log = logging.getLogger("embcache")
+log.addHandler(logging.NullHandler())  # what is logged appears where the user's program wants it, or nowhere
 
 CAP_SECONDS = 86_400
 """How long it is remembered that a server refused a number of inputs: a day."""
+REFUSAL = b"refusal:"
+REFUSAL_SECONDS = 86_400
+"""How long it is remembered that a server refused an input as such: a day."""
 EVENTS = {
-    "evicted": "{count} entries were removed to keep size_limit; they will be bought again if asked for",
+    "evicted": "entries were removed to keep size_limit ({count}); they are bought again when asked for",
     "quarantined": "the cache file was damaged; it was set aside and a new one begun",
     "reopened": "the cache file was replaced while it was open; it was opened anew",
 }
@@ -68,8 +73,12 @@ class Keeper:
         self._learn()
         return self._dims
 
-    def look_up(self, keys: Sequence[bytes], digests: Sequence[bytes]) -> tuple[list[int], Opened, StoreError | None]:
+    def look_up(
+        self, keys: Sequence[bytes], digests: Sequence[bytes], *, again: bool = False
+    ) -> tuple[list[int], Opened, StoreError | None]:
         """Return which of ``keys`` are held and proved, with their vectors, and what went wrong with the store.
+
+        What failed its proof is counted, unless it was looked up before and is looked up ``again``.
 
         Raises:
             StoreError: the store cannot be read, with ``on_store_error="raise"``.
@@ -84,10 +93,10 @@ class Keeper:
             held, failure = {}, error
         there = [place for place, key in enumerate(keys) if key in held]
         opened = open_entries([held[keys[p]] for p in there], [digests[p] for p in there], self.dims)
-        if opened.faults:
+        if opened.faults and not again:
             self.ledger.add({str(fault): count for fault, count in opened.faults.items()})
             for fault, count in opened.faults.items():
-                self.note(fault, f"{count} entries of the cache failed their proof ({fault}) and are bought again")
+                self.note(fault, f"entries of the cache failed their proof ({fault}: {count}); they are bought again")
         if opened.hits:
             self._dims = opened.vectors.shape[1]
         return [there[hit] for hit in opened.hits], opened, failure
@@ -95,17 +104,61 @@ class Keeper:
     def look_up_again(self, flights: Sequence[Flight]) -> list[Flight]:
         """Give those of ``flights`` their vectors that the store has by now, and return them."""
         try:
-            found, opened, _ = self.look_up([flight.key for flight in flights], [flight.digest for flight in flights])
+            keys, digests = [flight.key for flight in flights], [flight.digest for flight in flights]
+            found, opened, _ = self.look_up(keys, digests, again=True)
         except StoreError:
             return []  # the call has met it when it looked itself
         for place, vector, entry in zip(found, opened.vectors, opened.entries, strict=True):
             flights[place].row, flights[place].entry = vector.tobytes(), entry
         return [flights[place] for place in found]
 
-    def keep(self, flights: Sequence[Flight], bill: Mapping[str, int]) -> StoreError | None:
+    def claim(self, keys: Sequence[bytes], owner: bytes, seconds: float) -> set[bytes]:
+        """Lease ``keys`` to ``owner``; return those that no other process holds, all of them if the store fails."""
+        if self._settings.read_only:
+            return set(keys)
+        try:
+            return self._store.claim(keys, owner, seconds)
+        except StoreError:
+            return set(keys)  # better bought twice than not at all; the write that follows meets the same, and says so
+
+    def release(self, owner: bytes) -> None:
+        """End the leases of ``owner``, unless the store fails: then they end by themselves."""
+        if not self._settings.read_only:
+            with contextlib.suppress(StoreError):
+                self._store.release(owner)
+
+    def remember_refusals(self, flights: Sequence[Flight]) -> None:
+        """Keep that the server refused these inputs as such, so that the next run does not ask again for a day."""
+        notes: dict[bytes, bytes] = {}
+        for flight in flights:
+            if isinstance(flight.error, InputRejected):
+                key = REFUSAL + flight.digest
+                facts = {"s": flight.error.status, "c": flight.error.code, "t": int(time.time())}
+                notes[key] = seal_note(key, facts)
+        self._put({}, {}, notes=notes)
+
+    def refusals(self, missing: Sequence[Missing]) -> dict[int, InputRejected]:
+        """Return which of these inputs are known to be refused, by their number in the call."""
+        try:
+            held = self._store.get_many([REFUSAL + digest for _, _, digest, _ in missing])
+        except StoreError:
+            return {}
+        known: dict[int, InputRejected] = {}
+        for number, _, digest, _ in missing if held else ():
+            note = open_note(REFUSAL + digest, held.get(REFUSAL + digest))
+            if note is not None and 0 <= time.time() - note["t"] < REFUSAL_SECONDS:
+                told = f"{note['s']}" + (f" {note['c']}" if note["c"] else "")
+                reason = f"refused before ({told}), which is remembered for a day; refresh=True asks again"
+                known[number] = InputRejected(reason, status=note["s"], code=note["c"])
+        return known
+
+    def keep(
+        self, flights: Sequence[Flight], bill: Mapping[str, int], release: bytes | None = None
+    ) -> StoreError | None:
         """Store the vectors of ``flights`` and the ``bill`` of their request in one commit; return what went wrong.
 
-        A flight whose vector has another length than the space's is given that as its error.
+        A flight whose vector has another length than the space's is given that as its error. The leases of ``release``
+        end with the commit.
         """
         usage = self.ledger.take(bill)
         sound = [(f, f.row, f.entry) for f in flights if f.row is not None and f.entry is not None]
@@ -113,7 +166,7 @@ class Keeper:
         dims = sound[0][2].dims if sound else None
         pin = None if self._pinned or dims is None else (self._pin_key, seal_note(self._pin_key, {"d": dims}))
         try:
-            failure = self._put(records, usage, pin=pin)
+            failure = self._put(records, usage, pin=pin, release=release)
         except PinConflict:
             # Another process bought the first vectors of this space meanwhile, and they have another length.
             self._learned, self._dims = False, None
@@ -173,9 +226,12 @@ class Keeper:
         *,
         notes: Mapping[bytes, bytes] | None = None,
         pin: tuple[bytes, bytes] | None = None,
+        release: bytes | None = None,
     ) -> StoreError | None:
+        if self._settings.read_only:
+            return None
         try:
-            self._store.put_many(records, usage, space=self._space_name, notes=notes, pin=pin)
+            self._store.put_many(records, usage, space=self._space_name, notes=notes, pin=pin, release=release)
         except StoreError as error:
             # A write that was begun and not awaited may still be done: counted twice would be worse than late.
             if not (isinstance(error, StoreBusy) and error.started):
@@ -191,4 +247,4 @@ class Keeper:
         counter = "store_busy" if isinstance(error, StoreBusy) else "store_errors"
         self.ledger.add({counter: count})
         if count:  # accounts that wait for better times need no telling
-            self.note(counter, f"{error}; {count} vectors were not read from it or kept in it")
+            self.note(counter, f"{error}; it goes on without the cache (vectors concerned: {count})")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 KEY_VERSION = b"embcache\x01"
 KEY_BYTES = 16
 DIGEST_BYTES = 32
+EPOCH = "epoch"
 BODY_FIELD = "body."
 """Fields of ``extra_body`` carry this prefix, so that they can never be taken for fields of our own."""
 
@@ -45,16 +46,19 @@ def canonical_json(value: Any) -> str:  # noqa: ANN401 - any JSON value
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def make_space(
+def make_space(  # noqa: PLR0913 - all that makes a space
     provider: str,
     model: str,
     encoding_format: str,
     *,
     dimensions: int | None = None,
     extra_body: Mapping[str, Any] | None = None,
+    epoch: str | None = None,
 ) -> Space:
     """Return the space of these settings. A setting that is not given is absent, not empty."""
     given = {} if dimensions is None else {"dimensions": canonical_json(dimensions)}
+    if epoch is not None:
+        given[EPOCH] = epoch
     given |= {BODY_FIELD + name: canonical_json(value) for name, value in (extra_body or {}).items()}
     return Space(provider, model, encoding_format, tuple(sorted(given.items())))
 

@@ -107,6 +107,7 @@ class EmbedResult:
         duplicates: further occurrences of a miss in the same call.
         requests: requests this call started, refused and repeated ones included.
         model: the model as the provider named it when it computed the vectors; the one asked for where it named none.
+        rejected: with ``errors="mask"``, why each input has no vector but a row of NaN, by its position.
     """
 
     vectors: Vectors
@@ -116,6 +117,7 @@ class EmbedResult:
     duplicates: int
     requests: int
     model: str
+    rejected: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,9 +34,16 @@ DAY_SECONDS = 86_400
 def account_of(space: Space, now: float) -> bytes:
     """Return the name of the account that what happens at ``now`` (seconds since 1970) in ``space`` is booked on.
 
-    Accounts are kept by day (UTC), provider, model and format.
+    Accounts are kept by day (UTC), provider, model, format and epoch.
     """
-    return json.dumps([int(now // DAY_SECONDS), space.provider, space.model, space.format]).encode()
+    epoch = dict(space.fields).get("epoch")
+    named = [int(now // DAY_SECONDS), space.provider, space.model, space.format]
+    return json.dumps(named if epoch is None else [*named, {"epoch": epoch}]).encode()
+
+
+def label_of(model: str, epoch: str | None) -> str:
+    """Return what figures call a model: its name, and its epoch if it has one."""
+    return model if epoch is None else f"{model} (epoch {epoch})"
 
 
 def believed(tokens: object) -> int | None:
@@ -92,16 +99,18 @@ def summarise(
         prices: the user's prices, by model, for a million tokens.
         bytes_on_disk: what the whole store takes.
     """
-    counters: dict[tuple[str, str], Counter[str]] = {}
+    counters: dict[tuple[str, str, str], Counter[str]] = {}
     for name, counts in accounts.items():
-        _, provider, model, *_ = json.loads(name)
-        counters.setdefault((provider, model), Counter()).update(counts)
+        _, provider, model, _, *more = json.loads(name)
+        label = label_of(model, more[0].get("epoch") if more else None)
+        counters.setdefault((provider, model, label), Counter()).update(counts)
     for space, entries, size in spaces:
-        counters.setdefault((space.provider, space.model), Counter()).update(entries=entries, bytes_on_disk=size)
+        key = space.provider, space.model, label_of(space.model, dict(space.fields).get("epoch"))
+        counters.setdefault(key, Counter()).update(entries=entries, bytes_on_disk=size)
     by_model: dict[str, CacheStats] = {}
-    for (provider, model), counts in sorted(counters.items()):
+    for (provider, model, label), counts in sorted(counters.items()):
         part = figures(counts, provider, model, prices)
-        by_model[model] = add(by_model[model], part) if model in by_model else part
+        by_model[label] = add(by_model[label], part) if label in by_model else part
     total = CacheStats()
     for part in by_model.values():
         total = add(total, part)

@@ -41,7 +41,7 @@ class Store(Protocol):
         """Return the records (or notes) held under ``keys``; one that is not held is absent from the answer."""
         ...
 
-    def put_many(
+    def put_many(  # noqa: PLR0913 - all that makes one commit
         self,
         records: Mapping[bytes, bytes],
         usage: Mapping[bytes, Mapping[str, int]] | None = None,
@@ -49,6 +49,7 @@ class Store(Protocol):
         space: bytes = b"",
         notes: Mapping[bytes, bytes] | None = None,
         pin: tuple[bytes, bytes] | None = None,
+        release: bytes | None = None,
     ) -> None:
         """Keep all of it in one commit, or nothing.
 
@@ -58,6 +59,7 @@ class Store(Protocol):
             space: what the records belong to; must be given with any.
             notes: by key, replacing what is held under the same.
             pin: a note that must be absent, and is kept then, or held with this very value.
+            release: whose leases end with this commit.
 
         Raises:
             PinConflict: ``pin`` is held with another value.
@@ -66,11 +68,11 @@ class Store(Protocol):
         ...
 
     def claim(self, keys: Collection[bytes], owner: bytes, seconds: float) -> set[bytes]:
-        """Lease ``keys`` to ``owner`` for ``seconds``; return those that nobody else holds a lease of."""
+        """Lease to ``owner``, for ``seconds``, those of ``keys`` that nobody else holds a lease of; return them."""
         ...
 
-    def release(self, keys: Collection[bytes], owner: bytes) -> None:
-        """End the leases of ``owner`` on ``keys``."""
+    def release(self, owner: bytes) -> None:
+        """End the leases of ``owner``."""
         ...
 
     def delete_many(self, keys: Collection[bytes]) -> int:

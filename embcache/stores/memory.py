@@ -37,7 +37,7 @@ class MemoryStore:
             found = {key: self._records[key][0] for key in keys if key in self._records}
             return found | {key: self._notes[key] for key in keys if key in self._notes}
 
-    def put_many(
+    def put_many(  # noqa: PLR0913 - all that makes one commit
         self,
         records: Mapping[bytes, bytes],
         usage: Mapping[bytes, Mapping[str, int]] | None = None,
@@ -45,6 +45,7 @@ class MemoryStore:
         space: bytes = b"",
         notes: Mapping[bytes, bytes] | None = None,
         pin: tuple[bytes, bytes] | None = None,
+        release: bytes | None = None,
     ) -> None:
         """See :class:`~embcache.stores.base.Store`."""
         with self._lock:
@@ -57,6 +58,7 @@ class MemoryStore:
             self._notes.update(notes or {})
             for account, counts in (usage or {}).items():
                 self._accounts.setdefault(account, Counter()).update(counts)
+            self._release(release)
             while self._size_limit is not None and self._size > self._size_limit:
                 self._drop(next(iter(self._records)))
                 self._events["evicted"] += 1
@@ -71,12 +73,10 @@ class MemoryStore:
             self._leases.update(dict.fromkeys(free, (owner, now + seconds)))
             return free
 
-    def release(self, keys: Collection[bytes], owner: bytes) -> None:
+    def release(self, owner: bytes) -> None:
         """See :class:`~embcache.stores.base.Store`."""
         with self._lock:
-            for key in keys:
-                if self._leases.get(key, (b"", 0.0))[0] == owner:
-                    del self._leases[key]
+            self._release(owner)
 
     def delete_many(self, keys: Collection[bytes]) -> int:
         """See :class:`~embcache.stores.base.Store`."""
@@ -107,6 +107,9 @@ class MemoryStore:
 
     def close(self) -> None:
         """Keep everything: there is nothing to write, and a later call finds it."""
+
+    def _release(self, owner: bytes | None) -> None:
+        self._leases = {key: lease for key, lease in self._leases.items() if lease[0] != owner}
 
     def _drop(self, key: bytes) -> bool:
         """Remove an entry; return whether there was one."""

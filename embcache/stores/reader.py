@@ -1,14 +1,18 @@
-"""Read-only connections to a store's database, one a thread: many keys a statement, never a lock taken."""
+"""Read-only connections to a store's database, one a thread: many keys a statement, never a lock taken.
+
+So a full disk, a read-only folder and somebody else's lock are no special cases of reading.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import threading
 from typing import TYPE_CHECKING, Any
 
 from embcache.errors import StoreError
+from embcache.stores.folder import DAMAGE, Damaged, check, database_of, identity_of, look_over
+from embcache.stores.table import LAST, marks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -16,41 +20,47 @@ if TYPE_CHECKING:
 
 CACHE_KIB = 2048
 """Memory a connection keeps for pages. SQLite's own default counts pages, of which 32 KiB each would be much."""
+SOUND = "mode = 1 AND filename IS NULL AND typeof(value) = 'blob'"
+"""What is true of every row that we write."""
 
-LAST = b"\xff" * 40
-"""Greater than whatever follows the family in a note's key."""
 
-_abandoned: list[sqlite3.Connection] = []
-"""Connections of a parent process: SQLite forbids using and closing them after a fork, so that they are kept as is."""
+class DamagedError(StoreError):
+    """The database cannot be read because it is damaged."""
 
 
 class Reader:
-    """Reads the database at ``path``; where there is none, there is nothing in it."""
+    """Reads the database of ``directory``; where there is none, there is nothing in it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, directory: Path) -> None:
         """Remember where; a connection is opened by the first thread that reads."""
-        self._path = path
+        self._directory = directory
+        self._path = database_of(directory)
+        self._begin()
+
+    def _begin(self) -> None:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._open: list[sqlite3.Connection] = []
-        self._pid = os.getpid()
+
+    def after_fork(self) -> None:
+        """Begin anew in a child; the parent's connections are left to it (SQLite forbids to close them here)."""
+        _left_to_parents.extend(self._open)
+        self._begin()
 
     def rows(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         """Return (key, value) of those ``keys`` that are held, at most as many as a statement takes."""
         # Looked up by key in the index alone, then read by rowid: neighbours share a page, which is then read once.
-        marks = ",".join("?" * len(keys))
         return self._query(
             "SELECT key, value FROM Cache"  # noqa: S608 - question marks
-            f" WHERE rowid IN (SELECT rowid FROM Cache WHERE raw = 1 AND key IN ({marks}))"
-            " AND mode = 1 AND filename IS NULL AND typeof(value) = 'blob'",
+            f" WHERE rowid IN (SELECT rowid FROM Cache WHERE raw = 1 AND key IN ({marks(keys)})) AND {SOUND}",
             keys,
         )
 
     def family(self, family: bytes) -> list[tuple[bytes, bytes]]:
         """Return (key, value) of all notes whose key begins with ``family``."""
         return self._query(
-            "SELECT key, value FROM Cache WHERE raw = 1 AND mode = 1 AND typeof(value) = 'blob' AND tag IS NULL"
-            " AND key >= ? AND key < ?",
+            "SELECT key, value FROM Cache"  # noqa: S608 - our own words
+            f" WHERE raw = 1 AND tag IS NULL AND {SOUND} AND key >= ? AND key < ?",
             (family, family + LAST),
         )
 
@@ -59,13 +69,15 @@ class Reader:
         last = -1
         while True:
             rows = self._query(
-                "SELECT rowid, key, value, tag FROM Cache WHERE rowid > ? AND tag IS NOT NULL ORDER BY rowid LIMIT ?",
+                "SELECT rowid, key, value, tag FROM Cache"  # noqa: S608 - our own words
+                f" WHERE rowid > ? AND tag IS NOT NULL AND {SOUND} ORDER BY rowid LIMIT ?",
                 (last, chunk),
             )
             if not rows:
                 return
-            for last, key, value, number in rows:  # noqa: B007 - the last rowid is where the next goes on
+            for _, key, value, number in rows:
                 yield key, value, number
+            last = rows[-1][0]
 
     def close(self) -> None:
         """Close the connections of all threads; a later read opens its own again."""
@@ -79,33 +91,58 @@ class Reader:
     def _query(self, statement: str, values: Sequence[object]) -> list[Any]:
         try:
             connection = self._connection()
-            return connection.execute(statement, values).fetchall() if connection else []
-        except sqlite3.OperationalError as error:
-            if "no such table" in str(error):  # made by another process a moment ago, and still empty
-                return []
-            raise self._translated(error) from error
-        except sqlite3.Error as error:
-            raise self._translated(error) from error
-
-    def _translated(self, error: sqlite3.Error) -> StoreError:
-        return StoreError(f"the cache {self._path} cannot be read: {error}")
+            return connection.execute(statement, values).fetchall() if connection is not None else []
+        except (sqlite3.Error, Damaged) as error:
+            damaged = isinstance(error, Damaged) or getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGE
+            kind = DamagedError if damaged else StoreError
+            raise kind(f"the cache {self._path} cannot be read: {error}") from error
 
     def _connection(self) -> sqlite3.Connection | None:
-        if self._pid != os.getpid():
-            _abandoned.extend(self._open)
-            self._open, self._local, self._lock, self._pid = [], threading.local(), threading.Lock(), os.getpid()
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None and self._path.exists():
-            connection = self._local.connection = self._connect("mode=ro")
+        """Return this thread's connection to the file that is there now, None where there is none."""
+        now = identity_of(self._path)
+        held: tuple[tuple[int, int] | None, sqlite3.Connection | None] = getattr(self._local, "held", (None, None))
+        seen, connection = held
+        if connection is not None and seen == now:
+            return connection
+        if connection is not None:  # the file was removed or replaced
+            with self._lock:
+                self._open.remove(connection)
+            connection.close()
+        self._local.held = (None, None)
+        connection = self._connect() if now is not None else None
+        if connection is not None:
             with self._lock:
                 self._open.append(connection)
+            self._local.held = (now, connection)
         return connection
 
-    def _connect(self, how: str) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection | None:
+        """Return a new connection, None where the file holds no table yet."""
+        check(self._directory)
+        try:
+            return self._try("mode=ro")
+        except sqlite3.OperationalError:
+            # Where the folder cannot be written, SQLite needs to be told that nobody else writes to it either. Never
+            # with a log that holds commits, which it would not read then.
+            log = self._path.with_name(self._path.name + "-wal")
+            if log.exists() and log.stat().st_size:
+                raise
+            return self._try("mode=ro&immutable=1")
+
+    def _try(self, how: str) -> sqlite3.Connection | None:
         connection = sqlite3.connect(
             f"{self._path.as_uri()}?{how}", uri=True, timeout=1.0, isolation_level=None, check_same_thread=False
         )
-        connection.execute("PRAGMA trusted_schema = OFF").fetchall()
-        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}").fetchall()
-        connection.execute("PRAGMA mmap_size = 0").fetchall()
-        return connection
+        try:
+            if look_over(connection):
+                connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}").fetchall()
+                connection.execute("PRAGMA mmap_size = 0").fetchall()
+                return connection
+        except BaseException:
+            connection.close()
+            raise
+        connection.close()
+        return None
+
+
+_left_to_parents: list[sqlite3.Connection] = []
