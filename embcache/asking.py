@@ -12,7 +12,7 @@ import tenacity
 
 from embcache.codec import FLOAT32, Entry
 from embcache.decide import judge
-from embcache.errors import BadReply, EmbcacheError, ProviderError
+from embcache.errors import BadReply, ConfigError, EmbcacheError, ProviderError
 from embcache.retry import is_worth_another, seconds_before_next
 from embcache.types import Ask
 from embcache.usage import apportion
@@ -90,17 +90,17 @@ class Asker:
     def _attempt(self, ask: Ask, flights: Sequence[Flight], release: bytes | None) -> EmbcacheError | None:
         """Send one request once: book it, judge the answer, store what is good."""
         owner = flights[0].calls[0]
-        self._keeper.ledger.add({"requests": 1})
-        self._count(owner, requests=1)
-        for flight in flights:
-            flight.bought = True
         try:
             reply = self._provider.embed(ask)
-        except ProviderError as error:
-            if error.unaccounted:
+        except ConfigError:  # nothing was sent
+            raise
+        except Exception as error:
+            self._sent(flights)
+            if getattr(error, "unaccounted", False):
                 self._keeper.ledger.add({"unknown_requests": 1})
                 self._count(owner, unknown_requests=1)
             raise
+        self._sent(flights)
         told = reply.total_tokens
         bill = {"unknown_requests": 1} if told is None else {"billed_tokens": told}
         shares = self._share(reply, flights)
@@ -119,6 +119,13 @@ class Asker:
                 flight.row = row
                 flight.entry = Entry(len(row) // FLOAT32.itemsize, model, share, exact, created)
         return self._keeper.keep(flights, bill, release)
+
+    def _sent(self, flights: Sequence[Flight]) -> None:
+        """Count a request."""
+        self._keeper.ledger.add({"requests": 1})
+        self._count(flights[0].calls[0], requests=1)
+        for flight in flights:
+            flight.bought = True
 
     def _share(self, reply: Reply, flights: Sequence[Flight]) -> Sequence[int | None]:
         """Bill those who asked for ``flights`` with their parts; return each flight's, None where nothing was told."""

@@ -42,22 +42,25 @@ class Cap:
             self.bad = None
         return news
 
-    def refuse(self, size: int) -> bool:
-        """Note that ``size`` is too many; return whether this is news."""
-        if size <= self.good or (self.bad is not None and size >= self.bad):
+    def refuse(self, size: int, largest: int) -> bool:
+        """Note that ``size`` is too many, and of its parts the ``largest`` was taken; return whether this is news."""
+        if self.bad is not None and size >= self.bad:
             return False
+        if size <= self.good:  # the server takes less than it did
+            self.good = largest
         self.bad = size
         return True
 
 
 @dataclass(slots=True, eq=False)
 class _Refused:
-    """A refused request that was cut in two: what remains of it, and whether it explains itself by an input."""
+    """A refused request that was cut up: what is open of it, the largest part taken, whether an input explains it."""
 
     size: int
     parent: _Refused | None
     ambiguous: bool
     open: int = 2
+    largest: int = 0
     holds_bad_input: bool = False
 
 
@@ -131,28 +134,27 @@ class Cutter:
         most = min(wanted, self._batch_size)
         if most <= good:
             return most
-        # 2. More than that is a trial: halfway to what is known to be too many.
-        if bad is not None and most >= bad:
-            most = (good + bad) // 2
-            if most <= good:
-                return good
-        # 3. As long as nothing was refused without a known reason, trials go out side by side.
-        unexplained = any(bad is None or refused.size < bad for refused in self._unexplained)
+        # 2. As long as nothing was refused without a known reason, more goes out side by side.
+        unexplained = [refused.size for refused in self._unexplained if bad is None or refused.size < bad]
         if bad is None and not unexplained:
             return most
-        # 4. Otherwise one at a time, and while it is under way the rest goes out in the size that is safe. With an
-        #    unexplained refusal the parts under way may be about to explain it, so that they are waited for.
+        # 3. Otherwise it is a trial, halfway to the smallest number that is known, or seems, to be too large.
+        ceiling = min(unexplained, default=bad or 0)
+        if most >= ceiling:
+            most = (good + ceiling) // 2
+            if most <= good:
+                return good
+        # 4. One trial at a time; meanwhile the rest goes out in the size that is safe. While a refusal is unexplained,
+        #    whatever is under way may be about to explain it.
         trial_open = bool(self._flying) if unexplained else any(part.size > good for part in self._flying)
-        if trial_open:
-            return good if bad is not None else 0
-        return most
+        return good if trial_open else most
 
     def taken(self, part: Part) -> bool:
         """Note that the server took ``part``; return whether its cap is better known now."""
         self._flying.discard(part)
         self._taken += part.size
         news = self._cap.take(part.size)
-        return self._close(part.parent, bad_input=False) or news
+        return self._close(part.parent, taken=part.size) or news
 
     def refused(self, part: Part) -> bool:
         """Note that the server refused ``part``; return whether its cap is better known now.
@@ -162,10 +164,10 @@ class Cutter:
         self._flying.discard(part)
         if part.size == 1:
             self._singles_refused += 1
-            return self._close(part.parent, bad_input=True)
+            return self._close(part.parent, taken=0)
         ambiguous = part.size > self._cap.good
-        if ambiguous and self._unexplained and part.parent is None:
-            # Sent at the same time as the one that is being explained: wait for that, it may explain this.
+        if ambiguous and part.parent is None and any(other.size <= part.size for other in self._unexplained):
+            # Sent at the same time as one that is being explained: wait for that, it may explain this.
             self._waiting.appendleft(part)
             return False
         refused = _Refused(part.size, part.parent, ambiguous)
@@ -185,25 +187,24 @@ class Cutter:
         while self._waiting:
             yield self._waiting.pop()
 
-    def _close(self, refused: _Refused | None, *, bad_input: bool) -> bool:
-        """Tell a refused request that one of its parts is done, and up the line; return whether the cap is news."""
-        news = False
+    def _close(self, refused: _Refused | None, *, taken: int) -> bool:
+        """Tell a refused request that one of its parts is done, and up the line; return whether the cap is news.
+
+        Args:
+            refused: the request that the part was cut from.
+            taken: the size of the part, 0 for a single input that was refused.
+        """
+        news, bad_input = False, not taken
         while refused is not None:
             refused.open -= 1
+            refused.largest = max(refused.largest, taken)
             refused.holds_bad_input |= bad_input
+            if not refused.open or refused.holds_bad_input:  # once an input explains it, its size need not
+                self._unexplained = [other for other in self._unexplained if other is not refused]
             if refused.open:
-                # Once an input explains it, its size needs no explanation any more.
-                if refused.holds_bad_input:
-                    self._explain(refused)
                 return news
-            if self._explain(refused) and not refused.holds_bad_input:
-                news |= self._cap.refuse(refused.size)
-            bad_input = refused.holds_bad_input
+            if not refused.holds_bad_input:
+                news |= self._cap.refuse(refused.size, refused.largest)
+            taken, bad_input = refused.largest, refused.holds_bad_input
             refused = refused.parent
         return news
-
-    def _explain(self, refused: _Refused) -> bool:
-        if refused in self._unexplained:
-            self._unexplained.remove(refused)
-            return True
-        return False

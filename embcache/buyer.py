@@ -114,6 +114,7 @@ class Buyer:
         self._threads: set[threading.Thread] = set()
         self._idle = 0
         self._closing = False
+        self._ended = False
         self._orders: queue.SimpleQueue[_Order | _Close | None] = queue.SimpleQueue()
         if not self.closed:
             threading.Thread(target=self._serve, name="embcache-desk", daemon=True).start()
@@ -133,6 +134,8 @@ class Buyer:
             anew: whether to buy it even if the store has it.
         """
         self._orders.put(_Order(call, missing, anew))
+        if self._ended:  # the desk has gone home, and reads no more orders
+            self._turn_away()
 
     def nudge(self) -> None:
         """Have what was counted written in a while."""
@@ -242,7 +245,24 @@ class Buyer:
             threads = list(self._threads)
         for thread in threads:
             thread.join(_until(deadline))
+        self._ended = True
+        self._turn_away()
         order.done.put(None)
+
+    def _turn_away(self) -> None:
+        """Fail the orders that came too late. Called by the desk when it ends, and by whoever orders after that."""
+        while True:
+            try:
+                order = self._orders.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(order, _Order):
+                call = order.call
+                for number, key, digest, weight in order.missing:
+                    flight = Flight(key, digest, call.inputs.items[call.first[number]], weight, call)
+                    flight.error = EmbcacheError("this embedder is closed; make a new one")
+                    call.flights[number] = flight
+                call.wake()
 
     # Jobs, with the lock held
 

@@ -28,6 +28,8 @@ SEAL = len(MAGIC) + 8
 HEAD = SEAL + 32
 MAX_RECORD = 1 << 20
 """Bytes of the largest record read: 262,000 dimensions. More is damage."""
+MAX_MAPS = 4
+"""Maps in one record: a note has one, and an account another for its counters."""
 FLOAT32 = np.dtype("<f4")
 _CHECKSUM = slice(len(MAGIC), SEAL)
 _IDENTITY = slice(SEAL, HEAD)
@@ -87,21 +89,37 @@ def fault_of(record: bytes, identity: bytes) -> Fault | None:
 
 
 def _unpack(body: bytes) -> dict[str, Any] | None:
-    """Return the msgpack map that ``body`` is, None where it is anything else."""
+    """Return the msgpack map that ``body`` is, None where it is anything else, or spelled otherwise than we spell it.
+
+    A spelling has one meaning and a map has one spelling: names that come twice, and what was made to fill the memory,
+    are nothing that we write.
+    """
+    maps = 0
+
+    def limited(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        nonlocal maps
+        maps += 1
+        if maps > MAX_MAPS:
+            raise ValueError("too many maps")
+        return dict(pairs)
+
     try:
         value = msgpack.unpackb(
             body,
             raw=False,
             strict_map_key=True,
-            max_array_len=1024,
-            max_map_len=64,
+            object_pairs_hook=limited,
+            max_array_len=0,
+            max_map_len=128,
             max_str_len=4096,
             max_bin_len=MAX_RECORD,
             max_ext_len=0,
         )
+        if type(value) is not dict or msgpack.packb(value, use_bin_type=True) != body:
+            return None
     except (ValueError, msgpack.exceptions.UnpackException):  # UnicodeDecodeError and ExtraData are ValueErrors
         return None
-    return cast("dict[str, Any]", value) if type(value) is dict else None
+    return cast("dict[str, Any]", value)
 
 
 def seal_note(key: bytes, note: Mapping[str, Any]) -> bytes:

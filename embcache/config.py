@@ -12,22 +12,23 @@ An argument always wins over a variable.
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from embcache.errors import ConfigError
 from embcache.keys import canonical_json, make_space
+from embcache.providers.base import Provider
+from embcache.providers.keycheck import checked_key
+from embcache.stores.base import Store
 from embcache.wire import RESERVED_FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from embcache.providers.base import Provider
-    from embcache.stores.base import Store
     from embcache.stores.disk import DiskStore
     from embcache.types import Space
 
@@ -140,25 +141,26 @@ def build(  # noqa: PLR0913 - the constructor's arguments, one for one
     Raises:
         ConfigError: a value cannot work.
     """
-    _one_of("encoding_format", encoding_format, FORMATS)
-    _one_of("on_store_error", on_store_error, ON_STORE_ERROR)
-    if dimensions is not None:
-        _at_least("dimensions", dimensions, 1)
-    if size_limit is not None:
-        _at_least("size_limit", size_limit, SMALLEST_LIMIT)
-    if memory_size is not None:
-        _at_least("memory_size", memory_size, SMALLEST_LIMIT)
+    for name, choice, allowed in (
+        ("encoding_format", encoding_format, FORMATS),
+        ("on_store_error", on_store_error, ON_STORE_ERROR),
+        ("progress", progress, (True, False, None)),
+    ):
+        _one_of(name, choice, allowed)
+    for name, number, least in (
+        ("dimensions", dimensions, 1),
+        ("size_limit", size_limit, SMALLEST_LIMIT),
+        ("memory_size", memory_size, SMALLEST_LIMIT),
+    ):
+        if number is not None:
+            _at_least(name, number, least)
     _at_least("batch_size", batch_size, 1)
     _at_least("max_concurrency", max_concurrency, 1)
     _at_least("max_retries", max_retries, 0)
-    if not _is_number(timeout) or timeout <= 0:
-        raise ConfigError(f"timeout={timeout!r}: give seconds, more than 0")
-    if model is not None and not model.strip():
-        raise ConfigError("model: give the model's name as the provider spells it")
-    if epoch is not None and not epoch:
-        raise ConfigError("epoch='': give a name that tells these vectors from earlier ones, or leave it out")
-    if store is not None and (cache_dir is not None or size_limit is not None):
-        raise ConfigError("store= brings its own place and size; leave out cache_dir and size_limit")
+    _more_than_nothing("timeout", timeout)
+    for name, value in (("model", model), ("provider_name", provider_name), ("epoch", epoch)):
+        _none_or_text(name, value)
+    _check_store(store, cache_dir, size_limit)
     body = _checked_body(extra_body)
     source = _provider(provider, api_key, base_url, provider_name)
     chosen_model = source.model if model is None else model
@@ -199,11 +201,23 @@ def disk_store(
     return DiskStore(folder, size_limit, read_only=read_only, allow_network_fs=allow_network_fs)
 
 
+def _check_store(store: object, cache_dir: object, size_limit: int | None) -> None:
+    if cache_dir is not None and not isinstance(cache_dir, (str, os.PathLike)):
+        raise ConfigError("cache_dir: give the path of a folder")
+    if store is not None and not isinstance(store, Store):
+        raise ConfigError("store: give a store, such as embcache.stores.MemoryStore(), or leave it out")
+    if store is not None and (cache_dir is not None or size_limit is not None):
+        raise ConfigError("store= brings its own place and size; leave out cache_dir and size_limit")
+
+
 def _provider(
     chosen: str | Provider | None, api_key: str | None, base_url: str | None, provider_name: str | None
 ) -> Provider:
-    key = _checked_key("api_key", api_key) or _checked_key("NOVITA_API_KEY", os.environ.get("NOVITA_API_KEY"))
     if chosen is not None and not isinstance(chosen, str):
+        if not isinstance(chosen, Provider):
+            raise ConfigError(
+                "provider: give 'novita', 'local', or an object that has what embcache.providers.Provider has"
+            )
         if api_key is not None or base_url is not None or provider_name is not None:
             raise ConfigError("a provider object knows its own server; leave out api_key, base_url and provider_name")
         return chosen
@@ -217,7 +231,12 @@ def _provider(
         return LocalProvider()
     from embcache.providers.openai_compatible import OpenAICompatibleProvider
 
-    url = checked_url(base_url or os.environ.get("EMBCACHE_BASE_URL") or NOVITA_URL)
+    if api_key is not None:
+        key: str | None = checked_key("api_key", api_key)
+    else:
+        told = os.environ.get("NOVITA_API_KEY")
+        key = checked_key("NOVITA_API_KEY", told) if told else None
+    url = checked_url(base_url if base_url is not None else os.environ.get("EMBCACHE_BASE_URL") or NOVITA_URL)
     identity = provider_id(url)
     return OpenAICompatibleProvider(
         url,
@@ -229,23 +248,27 @@ def _provider(
 
 
 def checked_url(url: str) -> str:
-    """Return ``url`` without a trailing slash.
+    """Return ``url`` without white space around it and without a trailing slash.
 
     Raises:
-        ConfigError: it is not one that can be asked, or it holds a secret.
+        ConfigError: it is not one that can be asked, or it may hold a secret; the message does not quote it.
     """
+    url = url.strip() if _is_text(url) else ""
     try:
         parts = urlsplit(url)
         _ = parts.port
+        can_be_asked = (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable() and " " not in url
+        )
     except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+        can_be_asked = False
+    if not can_be_asked:
         raise ConfigError("base_url: give an http or https URL such as https://api.novita.ai/openai/v1")
+    parts = urlsplit(url)
     if parts.username is not None or parts.password is not None:
         raise ConfigError("base_url holds a user name or password; use api_key= for secrets")
-    if parts.query or parts.fragment:
-        named = ", ".join(name for name, _ in parse_qsl(parts.query, keep_blank_values=True)) or "a fragment"
-        raise ConfigError(f"base_url holds {named}; give the URL up to its path, and use api_key= for secrets")
+    if "?" in url or "#" in url:
+        raise ConfigError("base_url goes on after its path; give it up to there, and use api_key= for secrets")
     if parts.path.rstrip("/").endswith("/embeddings"):
         raise ConfigError("base_url: leave out /embeddings at the end; it is added")
     return url.rstrip("/")
@@ -260,44 +283,70 @@ def provider_id(url: str) -> str:
     return parts.netloc.lower() + path
 
 
-def _checked_key(name: str, key: str | None) -> str | None:
-    """Return an API key that can be sent in a header. No message ever holds it."""
-    if key is None:
-        return None
-    stripped = key.strip()
-    if not stripped or not stripped.isascii() or not stripped.isprintable() or " " in stripped:
-        raise ConfigError(f"{name} is empty or holds characters that no API key has (not shown here)")
-    return stripped
-
-
 def _checked_body(extra_body: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    body = dict(extra_body or {})
-    if wrong := sorted(RESERVED_FIELDS.intersection(body)):
+    """Return a copy of the further fields, as plain JSON: what is sent is what is hashed, whatever happens to theirs."""
+    if extra_body is None:
+        return {}
+    if not _is_mapping(extra_body) or not all(map(_is_text, extra_body)):
+        raise ConfigError("extra_body: give a mapping of the names of fields to their values")
+    if wrong := sorted(RESERVED_FIELDS.intersection(extra_body)):
         raise ConfigError(f"extra_body holds {', '.join(wrong)}, which have arguments of their own")
-    for name, value in body.items():
-        try:
-            canonical_json(value).encode()
-        except (TypeError, ValueError):
-            raise ConfigError(f"extra_body[{name!r}] is not JSON") from None
-    return body
+    try:
+        spelled = canonical_json(dict(extra_body))
+        spelled.encode()
+    except (TypeError, ValueError, RecursionError):
+        raise ConfigError("extra_body holds what is not JSON") from None
+    plain: dict[str, Any] = json.loads(spelled)
+    return plain
 
 
 def _checked_prices(prices: Mapping[str, float] | None) -> Mapping[str, float]:
-    for model, price in (prices or {}).items():
+    if prices is None:
+        return {}
+    if not _is_mapping(prices):
+        raise ConfigError("prices: give a mapping of models to the price of a million tokens")
+    for model, price in prices.items():
         if not _is_number(price) or price < 0:
-            raise ConfigError(f"prices[{model!r}]: give the price of a million tokens as a number")
-    return dict(prices or {})
+            raise ConfigError(f"prices: give the price of a million tokens of {model!r} as a number")
+    return dict(prices)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, Mapping)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number too large for a float
+        return False
 
 
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name}={value!r}: give one of {', '.join(map(repr, allowed))}")
+def _more_than_nothing(name: str, value: object) -> None:
+    if not _is_number(value) or not isinstance(value, (int, float)) or value <= 0:
+        raise ConfigError(f"{name}: give a number, more than 0")
+
+
+def _none_or_text(name: str, value: object) -> None:
+    if value is None:
+        return
+    try:
+        if isinstance(value, str) and value.strip() and value.encode():
+            return
+    except UnicodeEncodeError:
+        pass
+    raise ConfigError(f"{name}: give a name, or leave it out")
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if not any(value is one or (isinstance(value, str) and value == one) for one in allowed):
+        raise ConfigError(f"{name}: give one of {', '.join(map(repr, allowed))}")
 
 
 def _at_least(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name}={value!r}: give a whole number, at least {least}")
+        raise ConfigError(f"{name}: give a whole number, at least {least}")

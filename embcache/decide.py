@@ -66,7 +66,7 @@ def judge(reply: Reply, count: int, dims: int | None) -> Verdict:
     """
     rows: list[bytes | None] = [None] * count
     for row, position in zip(reply.rows, place(reply.indexes, count), strict=True):
-        rows[position] = row
+        rows[position] = row if row and len(row) % FLOAT32.itemsize == 0 else None
     faults: dict[int, str] = {position: "could not be read" for position, row in enumerate(rows) if row is None}
     widths = Counter(len(row) // FLOAT32.itemsize for row in rows if row is not None)
     if dims is None and widths:

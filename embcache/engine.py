@@ -119,8 +119,8 @@ class Engine:
             StoreError: it could not be removed.
         """
         names = inputs.names
+        inputs.check(range(len(names)))
         positions = list({name: position for position, name in enumerate(names)}.values())
-        inputs.check(positions)
         keys, _ = fingerprints(self.settings.space, inputs.kind, inputs.payloads(positions))
         if self._memory is not None:
             self._memory.forget(names)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from embcache.errors import ConfigError, InvalidInput
 from embcache.keys import MAX_TOKEN_ID, encode_item
 
@@ -74,17 +76,21 @@ def read_inputs(given: object) -> Inputs:
         InvalidInput: it is none of these, or an input cannot be embedded; with the indexes.
     """
     if isinstance(given, str):
-        return Inputs((given,), (given,), "text", single=True)
+        text = str.__getitem__(given, slice(None))  # a plain text, whatever class of text was given
+        return Inputs((text,), (text,), "text", single=True)
     kind = type(given).__name__
-    if not isinstance(given, Iterable) or isinstance(given, NO_INPUTS):
+    if not isinstance(given, Iterable) or isinstance(given, NO_INPUTS) or getattr(given, "ndim", 1) == 0:
         raise InvalidInput(f"a {kind} cannot be embedded; {WHAT_IS_TAKEN}")
     items = _to_list(cast("Iterable[object]", given))
-    if not items or all(isinstance(item, str) for item in items):
+    if all(type(item) is str for item in items):
+        return Inputs(items, items, "text", single=False)
+    items = [_plain(item) for item in items]
+    if all(type(item) is str for item in items):
         return Inputs(items, items, "text", single=False)
     if all(type(item) is int for item in items):
         return _tokens([items], single=True)
     if all(_is_list(item) for item in items):
-        return _tokens([_to_list(item) for item in items], single=False)
+        return _tokens([[_plain(i) for i in _to_list(item)] for item in items], single=False)
     wrong = _odd_ones(items)
     raise InvalidInput(f"neither all texts nor all token ids; {WHAT_IS_TAKEN}", wrong)
 
@@ -125,13 +131,22 @@ def in_batches(given: object, size: int) -> Iterator[Inputs]:
 def _is_list(value: object) -> bool:
     if isinstance(value, (str, bytes, bytearray, memoryview)):
         return False
-    return isinstance(value, (Sequence, Iterator)) or hasattr(value, "tolist")
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, (Sequence, Iterator))
+
+
+def _plain(value: object) -> object:
+    """Return a NumPy number, or a text of a class of its own, as the plain number or text that it is."""
+    if isinstance(value, np.generic):
+        return cast("object", value.item())
+    return str.__getitem__(value, slice(None)) if isinstance(value, str) else value
 
 
 def _to_list(values: Iterable[object]) -> list[Any]:
-    """Return a list of Python objects; an array or a column gives its own, so that NumPy's integers become ints."""
+    """Return a new list, which nobody else can change; an array or a column gives Python's own numbers and texts."""
     tolist = getattr(values, "tolist", None)
-    listed: object = tolist() if callable(tolist) else values
+    listed: object = tolist() if callable(tolist) else None
     return cast("list[object]", listed) if isinstance(listed, list) else list(values)
 
 

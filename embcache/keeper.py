@@ -40,6 +40,8 @@ REFUSAL_SECONDS = 86_400
 EVENTS = {
     "evicted": "entries were removed to keep size_limit ({count}); they are bought again when asked for",
     "quarantined": "the cache file was damaged; it was set aside and a new one begun",
+    "store_errors": "a write to the cache failed after it had taken longer than a call waits ({count})",
+    "store_busy": "a write to the cache was given up after it had taken longer than a call waits ({count})",
     "reopened": "the cache file was replaced while it was open; it was opened anew",
 }
 
@@ -233,9 +235,9 @@ class Keeper:
         try:
             self._store.put_many(records, usage, space=self._space_name, notes=notes, pin=pin, release=release)
         except StoreError as error:
-            # A write that was begun and not awaited may still be done: counted twice would be worse than late.
-            if not (isinstance(error, StoreBusy) and error.started):
-                self.ledger.give_back(usage)
+            if isinstance(error, StoreBusy) and error.started:
+                return None  # it is being written, only not in the time a call may wait; the store tells if it fails
+            self.ledger.give_back(usage)
             self._store_failed(error, len(records))
             return error
         for name, count in self._store.events().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,9 @@ def read_retry_after(headers: Mapping[str, str], now: float) -> float | None:
         if seconds == seconds:  # not NaN  # noqa: PLR0124 - floor 1 has no reason to import math for one test
             return max(0.0, seconds)
     try:
-        return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - now)
+        told = parsedate_to_datetime(headers["retry-after"])
+        # An HTTP date is GMT, also in those old forms that do not say so (RFC 9110, 5.6.7).
+        return max(0.0, (told if told.tzinfo else told.replace(tzinfo=UTC)).timestamp() - now)
     except (KeyError, ValueError, OverflowError):
         return None
 
@@ -72,6 +75,6 @@ def seconds_before_next(error: ProviderError, tries: int, chance: float) -> floa
         tries: attempts made so far, at least 1.
         chance: a random number within [0, 1).
     """
-    backoff = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (tries - 1)) * (0.5 + chance / 2)
+    backoff = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(tries - 1, 10)) * (0.5 + chance / 2)
     asked = min(error.retry_after or 0.0, LONGEST_OBEYED)
     return max(backoff, asked * (1 + chance / 10))

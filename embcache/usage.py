@@ -102,7 +102,7 @@ def summarise(
     counters: dict[tuple[str, str, str], Counter[str]] = {}
     for name, counts in accounts.items():
         _, provider, model, _, *more = json.loads(name)
-        label = label_of(model, more[0].get("epoch") if more else None)
+        label = label_of(model, more[0].get("epoch") if more and hasattr(more[0], "get") else None)
         counters.setdefault((provider, model, label), Counter()).update(counts)
     for space, entries, size in spaces:
         key = space.provider, space.model, label_of(space.model, dict(space.fields).get("epoch"))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 RESERVED_FIELDS = frozenset({"input", "model", "encoding_format", "dimensions"})
 """Fields of a request that have an argument of their own and may not come in ``extra_body``."""
 MAX_CODE = 64
+MAX_MODEL = 256
 
 
 class _Datum(msgspec.Struct):
@@ -57,7 +58,7 @@ def decode_reply(body: bytes) -> Reply:
     """
     try:
         answer = _decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _decode_slowly(body)
     rows = [_floats(d.embedding) if isinstance(d.embedding, list) else _whole(d.embedding) for d in answer.data]
     return _reply(rows, [d.index for d in answer.data], answer.model, answer.usage)
@@ -93,10 +94,17 @@ def _reply(rows: list[bytes | None], indexes: list[int | None], model: object, u
     return Reply(
         rows,
         indexes,
-        model if isinstance(model, str) and model else None,
+        _name(model),
         total if prompt is None else prompt,
         prompt if total is None else total,
     )
+
+
+def _name(model: object) -> str | None:
+    """Return the name of a model as it can be kept beside a vector."""
+    if not isinstance(model, str) or not model:
+        return None
+    return model[:MAX_MODEL].encode(errors="replace").decode()
 
 
 def _bad(reason: str) -> BadReply:

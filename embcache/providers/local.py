@@ -70,7 +70,7 @@ class LocalProvider:
             except Exception as error:  # noqa: BLE001 - it may be anybody's; its message may quote a text
                 message = f"the local model {self.model} failed with {type(error).__name__}"
                 raise ProviderUnavailable(message) from None
-        if vectors.ndim != 2:  # noqa: PLR2004 - rows and columns
+        if vectors.ndim != 2 or len(vectors) != len(texts):  # noqa: PLR2004 - rows and columns
             message = f"the encoder of {self.model} gave an array of shape {vectors.shape} for {len(texts)} texts"
             raise ProviderUnavailable(message)
         # Words, roughly: a model in the process bills nothing, but what it spared is worth knowing.
@@ -79,6 +79,16 @@ class LocalProvider:
 
     def close(self) -> None:
         """Keep the model: loading it again is what costs."""
+
+
+class _WordLlama:
+    """WordLlama's model with the method that all encoders have."""
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401 - wordllama has no types
+        self._model = model
+
+    def encode(self, sentences: list[str]) -> Any:  # noqa: ANN401 - as above
+        return self._model.embed(sentences)
 
 
 def _load_default() -> Encoder:
@@ -97,5 +107,5 @@ def _load_default() -> Encoder:
         message = 'the local model needs an extra: pip install "embcache[local]"'
         raise ConfigError(message) from None
     # Its plain load() looks for the tokenizer in a folder that the wheel does not have, and then on the internet.
-    folder = Path(wordllama.__file__).parent
-    return wordllama.WordLlama.load(cache_dir=folder, disable_download=True)  # type: ignore[no-any-return]
+    folder = Path(str(wordllama.__file__)).parent
+    return _WordLlama(wordllama.WordLlama.load(cache_dir=folder, disable_download=True))

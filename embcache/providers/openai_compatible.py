@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -28,6 +30,8 @@ from embcache.errors import (
     QuotaExceeded,
     RateLimited,
 )
+from embcache.forks import tell_after_fork
+from embcache.providers.keycheck import checked_key
 from embcache.providers.redact import redact
 from embcache.retry import is_retryable, read_retry_after
 from embcache.wire import decode_reply, encode_request, read_error
@@ -44,7 +48,7 @@ MAX_ERROR_BODY = 64 << 10
 WRITE_SLICE = 64 << 10
 OK = 200
 REFUSALS = frozenset({400, 413, 422})
-OUT_OF_MONEY = ("insufficient_quota", "not_enough_balance", "insufficient_balance", "billing")
+OUT_OF_MONEY = ("insufficient_quota", "not_enough_balance", "insufficient_balance", "billing_hard_limit_reached")
 
 _deadline = threading.local()
 
@@ -112,9 +116,20 @@ def _proxy_for(url: str) -> str | None:
     """Return the proxy that the environment names for ``url`` (``HTTPS_PROXY``, ``NO_PROXY`` and the like)."""
     parts = urlsplit(url)
     proxies = getproxies()
-    if proxy_bypass(parts.hostname or ""):
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    if proxy_bypass(f"{parts.hostname}:{port}"):
         return None
-    return proxies.get(parts.scheme) or proxies.get("all")
+    named = proxies.get(parts.scheme) or proxies.get("all")
+    if not named:
+        return None
+    proxy = named if "://" in named else f"http://{named}"
+    try:
+        usable = urlsplit(proxy).scheme in ("http", "https", "socks5", "socks5h") and bool(urlsplit(proxy).hostname)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigError("the proxy of the environment (HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) is no URL of a proxy")
+    return proxy
 
 
 class OpenAICompatibleProvider:
@@ -143,10 +158,19 @@ class OpenAICompatibleProvider:
         self.id = provider_id
         self.model = model
         self._url = base_url.rstrip("/") + "/embeddings"
-        self._key = api_key
+        self._key = None if api_key is None else checked_key("api_key", api_key)
         self._key_hint = key_hint
+        self._begin()
+        tell_after_fork(self)
+
+    def _begin(self) -> None:
         self._client: httpx.Client | None = None
         self._lock = threading.Lock()
+
+    def after_fork(self) -> None:
+        """Begin anew in a child; the connections are the parent's."""
+        _left_to_parents.append(self._client)
+        self._begin()
 
     def __repr__(self) -> str:
         """Show the provider without its key."""
@@ -182,7 +206,11 @@ class OpenAICompatibleProvider:
             if encoding != "identity":
                 message = f"the provider compressed its answer ({encoding[:20]}), which it was asked not to do"
                 raise BadReply(message, status=OK, unaccounted=True)
-            return decode_reply(self._read(response, MAX_BODY, cut=False))
+            reply = decode_reply(self._read(response, MAX_BODY, cut=False))
+            if reply.model in (None, ask.model):
+                return reply
+            # What a server calls its model is its own words, too.
+            return replace(reply, model=redact(str(reply.model), self._key, ask.items) or None)
 
     def _open(self) -> httpx.Client:
         with self._lock:
@@ -197,7 +225,8 @@ class OpenAICompatibleProvider:
                     headers["Authorization"] = f"Bearer {self._key}"
                 # trust_env=False: no credentials out of a .netrc; the proxies of the environment are honoured above.
                 transport = _Transport(_proxy_for(self._url))
-                self._client = httpx.Client(transport=transport, headers=headers, trust_env=False)
+                jar = CookieJar(DefaultCookiePolicy(allowed_domains=[]))  # each request is on its own
+                self._client = httpx.Client(transport=transport, headers=headers, cookies=jar, trust_env=False)
             return self._client
 
     @staticmethod
@@ -245,8 +274,8 @@ class OpenAICompatibleProvider:
         if is_retryable(status):
             raise ProviderUnavailable(told, retryable=True, **facts)
         if 300 <= status < 400:  # noqa: PLR2004 - the redirects
-            host = urlsplit(str(response.headers.get("location", ""))).hostname
-            told = f"the provider answered {status}, a redirect to {host}; redirects are not followed. Check base_url."
+            told = f"the provider answered {status}, a redirect{_host_in(response)}; redirects are not followed"
+            told += ". Check base_url."
         elif status == 404:  # noqa: PLR2004 - Not Found
             told += ". Check the model's name and base_url."
         raise ProviderError(told, **facts)
@@ -264,6 +293,18 @@ class OpenAICompatibleProvider:
             return ProviderUnavailable(reason, retryable=isinstance(error, httpx.ConnectError))
         reason = f"the connection to {where} broke: {type(error).__name__}"
         return ProviderUnavailable(reason, retryable=True, unaccounted=True)
+
+
+def _host_in(response: httpx.Response) -> str:
+    """Return where a redirect leads, as words; only the host, since the rest may hold anything."""
+    try:
+        host = urlsplit(str(response.headers.get("location", ""))).hostname
+    except ValueError:
+        host = None
+    return f" to {host[:100]}" if host and host.isascii() and host.isprintable() else ""
+
+
+_left_to_parents: list[object] = []
 
 
 def _request_id(response: httpx.Response, key: str | None, ask: Ask) -> str | None:

@@ -24,7 +24,7 @@ def redact(words: str, secret: str | None, inputs: Iterable[object]) -> str:
         secret: the API key.
         inputs: what was sent; only texts can be quoted.
     """
-    line = " ".join(words[:MAX_READ].split())
+    line = " ".join(words[:MAX_READ].encode(errors="replace").decode().split())
     hidden = [False] * len(line)
     if secret:
         _hide(line, secret, min(KEY_RUN, len(secret)), hidden)

@@ -47,6 +47,7 @@ PATIENCE = 1.0
 LOCK_PATIENCE = 0.8
 """Seconds of these it may wait for whoever else writes."""
 SECONDS_TO_CLOSE = 10.0
+FOLD = "PRAGMA wal_checkpoint(TRUNCATE)"
 NO_LIMIT = 2**62
 LOG_LIMIT = 32 << 20
 """Bytes the log is cut to when it has been folded into the file."""
@@ -135,7 +136,7 @@ class DiskStore:
         tell_after_fork(self)
 
     def _begin(self) -> None:
-        self._writer = Writer("embcache-writer")
+        self._writer = Writer("embcache-writer", _teller(weakref.ref(self)))
         weakref.finalize(self, self._writer.stop)
         self._cache: Any = None  # a diskcache.Cache, which has no types; None while it is not open
         self._file: tuple[int, int] | None = None
@@ -256,9 +257,11 @@ class DiskStore:
         """See :class:`~embcache.stores.base.Store`. Folds the log into the file, which stands alone afterwards."""
         self._reader.close()
         try:
-            if self._cache is not None:
+            if not self.read_only and identity_of(database_of(self.directory)) is not None:
                 self._writer.run(self._close, SECONDS_TO_CLOSE)
-        except sqlite3.Error as error:
+        except (sqlite3.OperationalError, StoreError):
+            pass  # it cannot be written, or somebody else holds it: then the log stays, and the next one folds it in
+        except (sqlite3.Error, OSError) as error:
             raise StoreError(f"the cache {self.directory} could not be closed: {error}") from error
         finally:
             self._writer.stop()
@@ -292,10 +295,10 @@ class DiskStore:
     # On the writer's thread
 
     def _try(self, action: Callable[[Table], T]) -> T:
-        connection = self._open()
-        connection.execute(f"PRAGMA busy_timeout = {round(self._patience * 1000)}").fetchall()
         # After somebody kept us waiting in vain, nobody waits again until the lock could be had.
-        self._patience = 0.0
+        patience, self._patience = self._patience, 0.0
+        connection = self._open(patience)
+        connection.execute(f"PRAGMA busy_timeout = {round(patience * 1000)}").fetchall()
         connection.execute("BEGIN IMMEDIATE")
         self._patience = LOCK_PATIENCE
         try:
@@ -305,9 +308,11 @@ class DiskStore:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+        if self.size_limit is not None and disk_usage(self.directory) > self.size_limit:
+            self._shrink(connection)
         return result
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, patience: float) -> sqlite3.Connection:
         """Return diskcache's connection to the file that is there now, opened if it was not."""
         if self._cache is not None and identity_of(database_of(self.directory)) != self._file:
             self._let_go()
@@ -320,7 +325,7 @@ class DiskStore:
                 )
             path = prepare(self.directory)
             seen = identity_of(path)
-            self._examine(path)
+            self._examine(path, patience)
             self._cache = diskcache.Cache(str(self.directory), disk=BytesDisk, **SETTINGS)
             self._file = seen
             for setting in ("trusted_schema = OFF", "secure_delete = ON", f"journal_size_limit = {LOG_LIMIT}"):
@@ -338,11 +343,11 @@ class DiskStore:
         connection: sqlite3.Connection = self._cache._con  # noqa: SLF001 - see the top of this file
         return connection
 
-    def _examine(self, path: Path) -> None:
+    def _examine(self, path: Path, patience: float) -> None:
         """See to it that diskcache can open the file, which it would wait for, for a minute, were it locked."""
         if path.is_dir():
             raise Damaged("it is a folder")
-        with contextlib.closing(sqlite3.connect(path, timeout=self._patience, isolation_level=None)) as connection:
+        with contextlib.closing(sqlite3.connect(path, timeout=patience, isolation_level=None)) as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > VERSION:
                 raise StoreError(f"the cache {path} was made by a newer embcache; use that, or another cache_dir")
@@ -366,15 +371,36 @@ class DiskStore:
 
     def _checkpoint(self) -> None:
         """Fold the log into the file and empty it, as far as readers allow."""
-        self._open().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._open(0.0).execute(FOLD).fetchall()
+
+    @staticmethod
+    def _shrink(connection: sqlite3.Connection) -> None:
+        """Give the disk back what evicted entries took."""
+        connection.execute("PRAGMA incremental_vacuum").fetchall()
+        connection.execute(FOLD).fetchall()
 
     def _close(self) -> None:
-        if self._cache is not None:
-            try:
-                if identity_of(database_of(self.directory)) == self._file:
-                    self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            finally:
-                self._let_go()
+        path = database_of(self.directory)
+        try:
+            if self._cache is not None and identity_of(path) == self._file:
+                self._connection().execute(FOLD).fetchall()
+        finally:
+            self._let_go()
+        # A connection that only reads leaves the log behind; one that may write takes it away when it is the last.
+        if path.with_name(path.name + "-wal").exists() and identity_of(path) is not None:
+            with contextlib.closing(sqlite3.connect(path, timeout=0.0, isolation_level=None)) as connection:
+                connection.execute("PRAGMA schema_version").fetchall()
+
+
+def _teller(store: weakref.ref[DiskStore]) -> Callable[[BaseException], None]:
+    """Return what counts a write that failed when nobody waited for it any more."""
+
+    def failed_late(error: BaseException) -> None:
+        one = store()
+        if one is not None:
+            one._happened("store_busy" if _code(error) in BUSY else "store_errors")  # noqa: SLF001 - its own
+
+    return failed_late
 
 
 def _code(error: BaseException) -> int:

@@ -98,8 +98,10 @@ def identity_of(path: Path) -> tuple[int, int] | None:
     """Return what tells this file from one that takes its place, None where there is none."""
     try:
         found = path.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise StoreError(f"the cache {path} cannot be examined: {error}") from error
     return found.st_dev, found.st_ino
 
 
@@ -184,16 +186,15 @@ def prepare(directory: Path) -> Path:
     """
     path = database_of(directory)
     try:
-        if not path.exists():
+        if identity_of(path) is None:
             _make_private(directory)
         check(directory)
-        if path.exists():
-            if not directory.joinpath(MARKER).exists():
-                raise StoreError(f"{path} was not made by embcache; name a folder of its own as cache_dir")
-        else:
+        if _is_unmade(path):
             with exclusive(directory):
-                if not path.exists():
+                if _is_unmade(path):
                     _make_database(path)
+        elif not directory.joinpath(MARKER).exists():
+            raise StoreError(f"{path} was not made by embcache; name a folder of its own as cache_dir")
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"the cache folder {directory} cannot be prepared: {error}") from error
     return path
@@ -209,11 +210,17 @@ def _make_private(directory: Path) -> None:
         directory.chmod(stat.S_IMODE(found.st_mode) & ~OPEN_TO_OTHERS)
 
 
+def _is_unmade(path: Path) -> bool:
+    """Return whether there is no database yet, or one that a process began to make when it was killed."""
+    return identity_of(path) is None or (path.is_file() and not path.stat().st_size)
+
+
 def _make_database(path: Path) -> None:
-    # Nobody can hold this file open yet, so closing our descriptor drops no lock of SQLite's.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    os.fchmod(descriptor, 0o600)
-    os.close(descriptor)
+    if not path.exists():
+        # Nobody can hold this file open yet, so closing our descriptor drops no lock of SQLite's.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.fchmod(descriptor, 0o600)
+        os.close(descriptor)
     with contextlib.closing(sqlite3.connect(path, timeout=1.0, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
         connection.execute("PRAGMA auto_vacuum = 2")

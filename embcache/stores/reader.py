@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from embcache.errors import StoreError
@@ -28,6 +29,27 @@ class DamagedError(StoreError):
     """The database cannot be read because it is damaged."""
 
 
+class _Held:
+    """A connection, with what tells the file it was opened to; closed at the end of its thread, or by ``close()``."""
+
+    def __init__(self, connection: sqlite3.Connection, file: tuple[int, int]) -> None:
+        self.connection = connection
+        self.file = file
+        self.is_open = True
+        self.lock = threading.Lock()  # SQLite does not survive a connection that is closed while it is used
+
+    def close(self) -> None:
+        with self.lock:
+            if self.is_open:
+                self.is_open = False
+                with contextlib.suppress(sqlite3.Error):
+                    self.connection.close()
+
+    def __del__(self) -> None:
+        if self.is_open:
+            self.connection.close()
+
+
 class Reader:
     """Reads the database of ``directory``; where there is none, there is nothing in it."""
 
@@ -40,11 +62,11 @@ class Reader:
     def _begin(self) -> None:
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._open: list[sqlite3.Connection] = []
+        self._held: weakref.WeakSet[_Held] = weakref.WeakSet()
 
     def after_fork(self) -> None:
         """Begin anew in a child; the parent's connections are left to it (SQLite forbids to close them here)."""
-        _left_to_parents.extend(self._open)
+        _left_to_parents.extend(self._held)
         self._begin()
 
     def rows(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
@@ -70,7 +92,8 @@ class Reader:
         while True:
             rows = self._query(
                 "SELECT rowid, key, value, tag FROM Cache"  # noqa: S608 - our own words
-                f" WHERE rowid > ? AND tag IS NOT NULL AND {SOUND} ORDER BY rowid LIMIT ?",
+                " WHERE rowid > ? AND raw = 1 AND typeof(tag) = 'integer' AND typeof(key) = 'blob' AND length(key) = 16"
+                f" AND {SOUND} ORDER BY rowid LIMIT ?",
                 (last, chunk),
             )
             if not rows:
@@ -82,39 +105,38 @@ class Reader:
     def close(self) -> None:
         """Close the connections of all threads; a later read opens its own again."""
         with self._lock:
-            connections, self._open = self._open, []
-            self._local = threading.local()
-        for connection in connections:
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
+            held, self._held, self._local = list(self._held), weakref.WeakSet(), threading.local()
+        for one in held:
+            one.close()
 
     def _query(self, statement: str, values: Sequence[object]) -> list[Any]:
         try:
-            connection = self._connection()
-            return connection.execute(statement, values).fetchall() if connection is not None else []
+            while True:
+                held = self._connection()
+                if held is None:
+                    return []
+                with held.lock:
+                    if held.is_open:  # else another thread closed the reader meanwhile
+                        return held.connection.execute(statement, values).fetchall()
         except (sqlite3.Error, Damaged) as error:
             damaged = isinstance(error, Damaged) or getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGE
             kind = DamagedError if damaged else StoreError
             raise kind(f"the cache {self._path} cannot be read: {error}") from error
 
-    def _connection(self) -> sqlite3.Connection | None:
+    def _connection(self) -> _Held | None:
         """Return this thread's connection to the file that is there now, None where there is none."""
         now = identity_of(self._path)
-        held: tuple[tuple[int, int] | None, sqlite3.Connection | None] = getattr(self._local, "held", (None, None))
-        seen, connection = held
-        if connection is not None and seen == now:
-            return connection
-        if connection is not None:  # the file was removed or replaced
-            with self._lock:
-                self._open.remove(connection)
-            connection.close()
-        self._local.held = (None, None)
+        held: _Held | None = getattr(self._local, "held", None)
+        if held is not None and held.is_open and held.file == now:
+            return held
+        self._local.held = None  # the file was removed or replaced, or was never there
         connection = self._connect() if now is not None else None
-        if connection is not None:
-            with self._lock:
-                self._open.append(connection)
-            self._local.held = (now, connection)
-        return connection
+        if connection is None or now is None:
+            return None
+        held = self._local.held = _Held(connection, now)
+        with self._lock:
+            self._held.add(held)
+        return held
 
     def _connect(self) -> sqlite3.Connection | None:
         """Return a new connection, None where the file holds no table yet."""
@@ -145,4 +167,4 @@ class Reader:
         return None
 
 
-_left_to_parents: list[sqlite3.Connection] = []
+_left_to_parents: list[_Held] = []

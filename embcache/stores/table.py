@@ -81,17 +81,22 @@ class Table:
         )
 
     def insert(self, records: Mapping[bytes, bytes], space: bytes, size_limit: int | None) -> int:
-        """Hold entries of ``space``; return how many others were evicted for them."""
+        """Hold entries of ``space``; return how many were evicted, of themselves if they alone are too many."""
         for chunk in chunks(records.keys()):
             self.delete(chunk)
-        size = sum(map(len, records.values()))
-        evicted = 0 if size_limit is None else self._evict(size_limit - size)
+        rows = list(records.items())
+        evicted = 0
+        if size_limit is not None:
+            newest = _newest(rows, size_limit)
+            evicted, rows = len(rows) - len(newest), newest
+            evicted += self._evict(size_limit - sum(len(record) for _, record in rows))
+        size = sum(len(record) for _, record in rows)
         now, number = time.time(), space_number(space)
         self._connection.executemany(
             "INSERT INTO Cache (key, raw, store_time, access_time, tag, mode, value) VALUES (?, 1, ?, ?, ?, 1, ?)",
-            [(key, now, now, number, record) for key, record in records.items()],
+            [(key, now, now, number, record) for key, record in rows],
         )
-        self._count(note_key(SPACE, space), number, len(records), size, space)
+        self._count(note_key(SPACE, space), number, len(rows), size, space)
         return evicted if size_limit is None else evicted + self._evict(size_limit)
 
     def delete(self, keys: Sequence[bytes]) -> int:
@@ -200,6 +205,16 @@ class Table:
                 note = open_note(key, record)
                 if note is not None:  # one that is damaged is counted anew when its space is next written to
                     self._count(key, number, -count, -sizes[number], note["s"])
+
+
+def _newest(rows: list[tuple[bytes, bytes]], limit: int) -> list[tuple[bytes, bytes]]:
+    """Return as many of the last rows as fit into ``limit`` bytes."""
+    total = 0
+    for place in range(len(rows) - 1, -1, -1):
+        total += len(rows[place][1])
+        if total > limit:
+            return rows[place + 1 :]
+    return rows
 
 
 def _split(joined: bytes) -> set[bytes]:

@@ -33,9 +33,15 @@ class _Errand:
 class Writer:
     """Runs actions one after the other on a thread of its own."""
 
-    def __init__(self, name: str) -> None:
-        """Start the thread: here and not at the first action, since an interrupt may leave a start half done."""
+    def __init__(self, name: str, failed_late: Callable[[BaseException], None]) -> None:
+        """Start the thread: here and not at the first action, since an interrupt may leave a start half done.
+
+        Args:
+            name: of the thread.
+            failed_late: called with what an action raised that nobody waited for any more.
+        """
         self._name = name
+        self._failed_late = failed_late
         self._errands: queue.SimpleQueue[_Errand | None] = queue.SimpleQueue()
         self._current: _Errand | None = None
         self._overdue: _Errand | None = None
@@ -93,4 +99,7 @@ class Writer:
                     errand.outcome.put((errand.action(), None))
                 except BaseException as error:  # noqa: BLE001 - it is raised again where the action was asked for
                     errand.outcome.put((None, error))
+                    if self._overdue is errand:
+                        self._failed_late(error)
                 self._current = None
+            del errand  # it holds the store, which may be nobody's by now
