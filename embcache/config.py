@@ -214,7 +214,7 @@ def _provider(
     chosen: str | Provider | None, api_key: str | None, base_url: str | None, provider_name: str | None
 ) -> Provider:
     if chosen is not None and not isinstance(chosen, str):
-        if not isinstance(chosen, Provider):
+        if not _is_provider(chosen):
             raise ConfigError(
                 "provider: give 'novita', 'local', or an object that has what embcache.providers.Provider has"
             )
@@ -284,7 +284,7 @@ def provider_id(url: str) -> str:
 
 
 def _checked_body(extra_body: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Return a copy of the further fields, as plain JSON: what is sent is what is hashed, whatever happens to theirs."""
+    """Return the further fields as plain JSON of our own: what is hashed is what is sent."""
     if extra_body is None:
         return {}
     if not _is_mapping(extra_body) or not all(map(_is_text, extra_body)):
@@ -309,6 +309,10 @@ def _checked_prices(prices: Mapping[str, float] | None) -> Mapping[str, float]:
         if not _is_number(price) or price < 0:
             raise ConfigError(f"prices: give the price of a million tokens of {model!r} as a number")
     return dict(prices)
+
+
+def _is_provider(value: object) -> bool:
+    return isinstance(value, Provider)
 
 
 def _is_text(value: object) -> bool:

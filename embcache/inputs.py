@@ -79,7 +79,8 @@ def read_inputs(given: object) -> Inputs:
         text = str.__getitem__(given, slice(None))  # a plain text, whatever class of text was given
         return Inputs((text,), (text,), "text", single=True)
     kind = type(given).__name__
-    if not isinstance(given, Iterable) or isinstance(given, NO_INPUTS) or getattr(given, "ndim", 1) == 0:
+    no_list = isinstance(given, np.ndarray) and not given.ndim
+    if no_list or not isinstance(given, Iterable) or isinstance(given, NO_INPUTS):
         raise InvalidInput(f"a {kind} cannot be embedded; {WHAT_IS_TAKEN}")
     items = _to_list(cast("Iterable[object]", given))
     if all(type(item) is str for item in items):

@@ -132,8 +132,8 @@ def test_figures() -> None:
     """Counters become figures with their cost at today's price; what a later embcache counts is left out."""
     counts = {"billed_tokens": 3_000_000, "saved_tokens": 500_000, "hits": 2, "corrupt": 1, "of_a_later_version": 9}
     told = figures(counts, "novita", "baai/bge-m3", {})
-    assert told.cost == pytest.approx(0.03)
-    assert told.saved_cost == pytest.approx(0.005)
+    assert told.cost == pytest.approx(0.03, rel=1e-12)
+    assert told.saved_cost == pytest.approx(0.005, rel=1e-12)
     assert without_money(told) == CacheStats(hits=2, corrupt=1, billed_tokens=3_000_000, saved_tokens=500_000)
 
 

@@ -266,6 +266,10 @@ class DiskStore:
         finally:
             self._writer.stop()
 
+    def write_failed_late(self, error: BaseException) -> None:
+        """Count a write that failed when nobody waited for it any more."""
+        self._happened("store_busy" if _code(error) in BUSY else "store_errors")
+
     def _happened(self, name: str, count: int = 1) -> None:
         if count:
             with self._events_lock:
@@ -398,7 +402,7 @@ def _teller(store: weakref.ref[DiskStore]) -> Callable[[BaseException], None]:
     def failed_late(error: BaseException) -> None:
         one = store()
         if one is not None:
-            one._happened("store_busy" if _code(error) in BUSY else "store_errors")  # noqa: SLF001 - its own
+            one.write_failed_late(error)
 
     return failed_late
 

@@ -41,6 +41,7 @@ def _settings(folder: str, url: str = NOBODY, **more: Any) -> dict[str, Any]:  #
         "api_key": "none",
         "provider_name": PROVIDER,
         "cache_dir": folder,
+        "on_store_error": "raise",  # what is not stored would be measured as fast
         "progress": False,
     } | more
 
@@ -54,9 +55,12 @@ def _all_hits(embedder: CachedEmbedder | AsyncCachedEmbedder) -> None:
 def fill(texts: str, folder: str, url: str) -> Facts:
     """Buy and store all texts."""
     of = corpus.load(texts)
-    with CachedEmbedder(MODEL, **_settings(folder, url)) as embedder:
+    with CachedEmbedder(MODEL, **_settings(folder, url, max_concurrency=1)) as embedder:
         corpus.check(of, embedder.embed(of))
-        return {"entries": embedder.stats().entries}
+        if embedder.stats().entries != len(of):
+            message = "not everything was stored"
+            raise AssertionError(message)
+    return {}
 
 
 def fill_large(texts: str, folder: str, count: int) -> Facts:

@@ -194,12 +194,11 @@ def test_an_interrupted_caller_leaves_the_action_to_end() -> None:
         def action(number):
             for step in range(10):
                 steps.append((number, step))
-                time.sleep(0.02)
+                time.sleep(0.05)
 
         signal.signal(signal.SIGALRM, interrupt)
-        began = time.monotonic()
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         try:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
             writer.run(lambda: action(0), 5)
             print("not interrupted")
         except KeyboardInterrupt:
@@ -217,28 +216,32 @@ def test_a_storm_of_interrupts() -> None:
         import signal, time
         from embcache.stores.writer import Writer
 
+        armed = False
+
         def interrupt(*_):
-            raise KeyboardInterrupt
+            if armed:  # or a late one would strike outside the try
+                raise KeyboardInterrupt
 
         writer = Writer("writer")
         done, caught, number = [], 0, 0
         signal.signal(signal.SIGALRM, interrupt)
-        end = time.monotonic() + 1.0
-        while time.monotonic() < end:
+        end = time.monotonic() + 20
+        while caught < 500 and time.monotonic() < end:
             number += 1
             try:
+                armed = True
                 signal.setitimer(signal.ITIMER_REAL, 0.0002 + number % 17 * 0.00005)
                 for part in range(100):
                     mark = (number, part)
                     writer.run(lambda mark=mark: (done.append((*mark, "begun")), done.append((*mark, "ended"))), 5)
+                armed = False
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 caught += 1
-        signal.setitimer(signal.ITIMER_REAL, 0)
         writer.run(lambda: None, 5)
         begun, ended = done[::2], done[1::2]
-        print(caught > 20, [d[:2] for d in begun] == [d[:2] for d in ended], {d[2] for d in begun} == {"begun"})
+        print(caught, [d[:2] for d in begun] == [d[:2] for d in ended], {d[2] for d in begun} == {"begun"})
         print(begun == sorted(set(begun)))
         writer.stop()
     """
-    assert output(python(code)).splitlines() == ["True True True", "True"]
+    assert output(python(code)).splitlines() == ["500 True True", "True"]
