@@ -110,9 +110,13 @@ def colliding_texts(provider: str, model: str, form: str, fields: Fields) -> tup
     raise ValueError("the fields are too long")
 
 
-def space_fields(dimensions: int | None, extra_body: Mapping[str, Any] | None) -> Fields:
+def space_fields(dimensions: int | None, extra_body: Mapping[str, Any] | None, epoch: str | None = None) -> Fields:
     told = [("body." + name, canonical_json(value)) for name, value in (extra_body or {}).items()]
-    return sorted(told if dimensions is None else [("dimensions", canonical_json(dimensions)), *told])
+    if dimensions is not None:
+        told.append(("dimensions", canonical_json(dimensions)))
+    if epoch is not None:
+        told.append(("epoch", epoch))
+    return sorted(told)
 
 
 def space_name(provider: str, model: str, form: str, fields: Fields) -> bytes:

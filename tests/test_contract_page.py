@@ -491,9 +491,10 @@ def test_6_the_key_is_injective(bench: Bench) -> None:
     every: list[dict[str, Any]] = [
         {},
         {"encoding_format": "float"},
-        {"model": "a", "provider_name": "b"},
-        {"model": "ab", "provider_name": ""},
-        {"model": "a", "provider_name": "bfloat", "encoding_format": "base64"},
+        {"model": "a", "provider_name": "bc"},
+        {"model": "ca", "provider_name": "b"},
+        {"model": "afloat", "provider_name": "bc", "dimensions": 8},
+        {"model": "a", "provider_name": "bc", "epoch": "8"},
         {"dimensions": 8},
         {"extra_body": {"user": "8"}},
         {"extra_body": {"user": 8}},

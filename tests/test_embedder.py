@@ -129,6 +129,7 @@ def test_another_process_finds_everything(bench: Bench) -> None:
         {"dimensions": 8},
         {"extra_body": {"user": "u"}},
         {"provider_name": "elsewhere"},
+        {"epoch": "2"},
     ],
     ids=lambda other: next(iter(other)),
 )
@@ -338,13 +339,13 @@ def test_arrays_of_callers_who_met_are_not_shared(bench: Bench) -> None:
     gate = threading.Event()
     bench.server.play(hold(gate))
     with bench.open() as embedder:
-        first = embedder.begin(["a"])
+        first = embedder.begin(["a", "b"])
         assert bench.server.wait_for(1, SECONDS)
-        second = embedder.begin(["a", "b"])
+        second = embedder.begin(["a", "b", "c"])
         assert bench.server.wait_for(2, SECONDS)
         gate.set()
         first.result(SECONDS).vectors[:] = 0
-        assert same(second.result(SECONDS).vectors, right(["a", "b"]))
+        assert same(second.result(SECONDS).vectors, right(["a", "b", "c"]))
 
 
 def test_callers_who_meet_share_a_request(bench: Bench) -> None:
@@ -523,7 +524,7 @@ def test_dimensions_that_flip_between_two_requests(bench: Bench, monkeypatch: py
         return apportion(total, weights)
 
     # Holds one of the two threads up between judging its answer and storing it, as a busy machine may.
-    monkeypatch.setattr("embcache.buyer.apportion", slowly)
+    monkeypatch.setattr("embcache.asking.apportion", slowly)
     bench.server.play(late(8), late(4))
     with bench.open(batch_size=1) as embedder:
         answer = embedder.begin(["a", "b"])

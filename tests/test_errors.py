@@ -370,7 +370,7 @@ WRONG: dict[str, list[Any]] = {
         "http://a\ud800.invalid/v1",
         5,
     ],
-    "provider_name": [5, "\ud800"],
+    "provider_name": ["", 5, "\ud800"],
     "cache_dir": [5],
     "size_limit": [0, -1, 1000, 1e9, "1 GB", True],
     "memory_size": [0, -1, 1e9, "1 GB", True],
@@ -383,6 +383,10 @@ WRONG: dict[str, list[Any]] = {
     "store": [5, "redis://"],
     "on_store_error": ["ignore", None, True],
     "progress": ["yes"],
+    "epoch": ["", 5, "\ud800"],
+    "offline": ["yes", None],
+    "read_only": ["yes", None],
+    "allow_network_fs": ["yes", None],
 }
 
 

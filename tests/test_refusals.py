@@ -108,7 +108,7 @@ def test_a_cap_that_is_lowered(bench: Bench) -> None:
 
 @pytest.mark.parametrize("code", [400, 413, 422])
 def test_one_poisoned_input(bench: Bench, code: int) -> None:
-    """One refused input among 500 costs its neighbours nothing: they are bought once, and only it is sent again."""
+    """One refused input among 500 costs its neighbours nothing: they are bought once, and not for it again."""
     texts = some(500)
     bad = random.Random(code).randrange(500)
     bench.server.poison, bench.server.poison_status = {texts[bad]}, code
@@ -125,16 +125,19 @@ def test_one_poisoned_input(bench: Bench, code: int) -> None:
         assert accepted(bench.server) <= halvings(500) + 1
 
         bench.server.forget()
-        with pytest.raises(InputRejected) as caught:
-            embedder.embed(texts)
-        assert (caught.value.indexes, caught.value.kept) == ((bad,), 499)
-        assert [request.inputs for request in bench.server.requests] == [[texts[bad]]]
+        for again in (embedder, bench.open()):  # the refusal is remembered, by the embedder and by the store
+            with again, pytest.raises(InputRejected) as caught:
+                again.embed(texts)
+            assert (caught.value.indexes, caught.value.kept, caught.value.status) == ((bad,), 499, code)
+        assert bench.server.requests == []
 
-        bench.server.forget()
+    with bench.open() as embedder:
         assert same(embedder.embed(others), right(others))
+        with pytest.raises(InputRejected) as caught:
+            embedder.embed(texts[bad], refresh=True)  # which asks again
         embedder.embed(some(500, "another"))
     # The bad one has taught nothing of the size: 500 others go out as one request.
-    assert [len(request.inputs) for request in bench.server.requests] == [500]
+    assert [request.inputs for request in bench.server.requests] == [[texts[bad]], some(500, "another")]
 
 
 def test_several_poisoned_inputs(bench: Bench) -> None:
@@ -149,6 +152,9 @@ def test_several_poisoned_inputs(bench: Bench) -> None:
         assert (caught.value.indexes, caught.value.kept) == (tuple(bad), 495)
         bench.server.forget()
         assert same(embedder.embed(others), right(others))
+        with pytest.raises(InputRejected) as caught:
+            embedder.embed(texts)
+        assert caught.value.indexes == tuple(bad)
         assert bench.server.requests == []
 
 

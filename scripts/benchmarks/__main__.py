@@ -12,7 +12,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from scripts.benchmarks.rows import QUICK, ROWS, Bench, Sizes
+from scripts.benchmarks.rows import QUICK, ROWS, WAITING, Bench, Sizes
 from scripts.benchmarks.run import Failed, Machine
 from scripts.benchmarks.table import Line, as_table
 
@@ -33,6 +33,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", metavar="NAME[,NAME]", help=f"only these rows, of {', '.join(ROWS)}")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"default {ROUNDS}, with --quick {QUICK_ROUNDS}")
     parser.add_argument("--size", type=int, metavar="N", help="no store and no call larger than this; to try it out")
+    parser.add_argument(
+        "--cpu",
+        action="store_true",
+        help="compare processor time, for a machine that does other work too; leaves out rows about waiting",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--needs", action="store_true", help=argparse.SUPPRESS)  # for scripts/bench
     given = parser.parse_args()
@@ -53,7 +58,7 @@ def needs(rows: list[str], *, quick: bool) -> str:
     return " ".join(sorted(words - {"litellm"} if quick else words))
 
 
-def machine_facts() -> dict[str, str]:
+def machine_facts(given: argparse.Namespace) -> dict[str, str]:
     """Return in general terms what this is measured on; where the load is high to begin with, nothing is exact."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
@@ -61,6 +66,8 @@ def machine_facts() -> dict[str, str]:
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
         "date": time.strftime("%Y-%m-%d"),
+        "sizes": "quick" if given.quick else "full",
+        "time": "of the processor" if given.cpu else "on the clock",
         "load": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown",
     }
 
@@ -77,11 +84,14 @@ def measure(given: argparse.Namespace) -> list[Line]:
 
     lines: list[Line] = []
     row = ""
-    with Machine() as machine:
+    with Machine(cpu=given.cpu) as machine:
         rounds = given.rounds or (QUICK_ROUNDS if given.quick else ROUNDS)
         bench = Bench(machine, sizes, rounds, quick=given.quick, say=say)
         for row in given.rows:
             say("begins")
+            if given.cpu and row in WAITING:
+                lines.append(Line(row, "waiting", note="processor time says nothing of it"))
+                continue
             try:
                 lines += ROWS[row][0](bench)
             except Failed as failure:
@@ -100,9 +110,9 @@ def main() -> None:
         print(needs(given.rows, quick=given.quick))
         return
     signal.signal(signal.SIGTERM, _stop)  # so that what was begun is ended
-    facts, lines = machine_facts(), measure(given)
+    facts, lines = machine_facts(given), measure(given)
     if given.json:
-        print(json.dumps(facts | {"quick": given.quick, "rows": [line.as_json() for line in lines]}, indent=2))
+        print(json.dumps({**facts, "rows": [line.as_json() for line in lines]}, indent=2))
     else:
         print(", ".join(f"{name} {value}" for name, value in facts.items()) + "\n")
         print(as_table(lines))

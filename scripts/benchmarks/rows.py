@@ -207,9 +207,10 @@ def warm(bench: Bench) -> list[Line]:
         "embcache": lambda: bench.seconds("ours.warm", texts=texts, folder=store, count=sizes.warm)
     }
     limits = {"lmdb": "LMDB, our codec and proofs", "mapped": "hash and gather, mapped file"}
+    machine.do("limits.lmdb_fill", store=store, folder=machine.path("lmdb"))
+    machine.do("limits.mapped_fill", texts=texts, folder=machine.path("mapped"))
     for job, name in limits.items():
         folder = machine.path(job)
-        machine.do(f"limits.{job}_fill", texts=texts, folder=folder, count=sizes.warm)
         sides[name] = partial(bench.seconds, f"limits.{job}_warm", texts=texts, folder=folder, count=sizes.warm)
     peers = {peer: Line("warm", what, f"{peer.name}: times faster", at_least=peer.goal) for peer in _peers(machine)}
     filling: dict[Peer, Callable[[], str]] = {}
@@ -372,7 +373,7 @@ def large(bench: Bench) -> list[Line]:
         store = bench.fill_large(texts, sizes.large)
     bench.say(f"filling LMDB with {sizes.large:,} entries")
     folder = machine.path("lmdb-large")
-    machine.do("limits.lmdb_fill", texts=texts, folder=folder, count=sizes.large)
+    machine.do("limits.lmdb_fill", store=store, folder=folder)
     count = min(sizes.warm, sizes.large)
     asked = machine.path("asked.txt")
     step = sizes.large // count
@@ -548,3 +549,5 @@ ROWS: dict[str, tuple[Callable[[Bench], list[Line]], str]] = {
     "start": (start, ""),
 }
 """Each row with what it needs besides embcache."""
+WAITING = frozenset({"slow", "readers"})
+"""Rows that are about what goes on at the same time."""
