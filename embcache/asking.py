@@ -8,8 +8,6 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
-import tenacity
-
 from embcache.codec import FLOAT32, Entry
 from embcache.decide import judge
 from embcache.errors import BadReply, ConfigError, EmbcacheError, ProviderError
@@ -19,6 +17,8 @@ from embcache.usage import apportion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import tenacity
 
     from embcache.config import Settings
     from embcache.flight import Call, Flight
@@ -36,6 +36,9 @@ class Asker:
 
     def __init__(self, settings: Settings, provider: Provider, keeper: Keeper) -> None:
         """Be ready to ask."""
+        import tenacity  # brings asyncio, for which ``import embcache`` has no room
+
+        self._tenacity = tenacity
         self._settings = settings
         self._provider = provider
         self._keeper = keeper
@@ -73,11 +76,11 @@ class Asker:
             settings.extra_body,
             settings.timeout,
         )
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(ProviderError),
+        retrying = self._tenacity.Retrying(
+            retry=self._tenacity.retry_if_exception_type(ProviderError),
             stop=enough,
             wait=pause,
-            sleep=tenacity.sleep_using_event(self.stopping),
+            sleep=self._tenacity.sleep_using_event(self.stopping),
             reraise=True,
         )
         try:

@@ -348,7 +348,7 @@ class Buyer:
             else:
                 self._end(job)
         if not mine and claimed:
-            self._keeper.release(job.owner)
+            self._keeper.release(list(claimed), job.owner)
         if found:
             self._land(found)
 
@@ -397,7 +397,7 @@ class Buyer:
         if job.refused and cutter.took_any:
             self._keeper.remember_refusals(job.refused)
         if job.leases and not released:
-            self._keeper.release(job.owner)
+            self._keeper.release([flight.key for flight in job.flights], job.owner)
 
     def _refused(
         self, job: _Job, cutter: Cutter, part: Part, refusal: InputRejected

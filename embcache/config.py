@@ -23,12 +23,11 @@ from urllib.parse import urlsplit
 
 from embcache.errors import ConfigError
 from embcache.keys import canonical_json, make_space
-from embcache.providers.base import Provider
-from embcache.providers.keycheck import checked_key
-from embcache.stores.base import Store
 from embcache.wire import RESERVED_FIELDS
 
 if TYPE_CHECKING:
+    from embcache.providers.base import Provider
+    from embcache.stores.base import Store
     from embcache.stores.disk import DiskStore
     from embcache.types import Space
 
@@ -204,9 +203,13 @@ def disk_store(
 def _check_store(store: object, cache_dir: object, size_limit: int | None) -> None:
     if cache_dir is not None and not isinstance(cache_dir, (str, os.PathLike)):
         raise ConfigError("cache_dir: give the path of a folder")
-    if store is not None and not isinstance(store, Store):
+    if store is None:
+        return
+    from embcache.stores.base import Store
+
+    if not isinstance(store, Store):
         raise ConfigError("store: give a store, such as embcache.stores.MemoryStore(), or leave it out")
-    if store is not None and (cache_dir is not None or size_limit is not None):
+    if cache_dir is not None or size_limit is not None:
         raise ConfigError("store= brings its own place and size; leave out cache_dir and size_limit")
 
 
@@ -229,6 +232,7 @@ def _provider(
         from embcache.providers.local import LocalProvider
 
         return LocalProvider()
+    from embcache.providers.keycheck import checked_key
     from embcache.providers.openai_compatible import OpenAICompatibleProvider
 
     if api_key is not None:
@@ -312,6 +316,8 @@ def _checked_prices(prices: Mapping[str, float] | None) -> Mapping[str, float]:
 
 
 def _is_provider(value: object) -> bool:
+    from embcache.providers.base import Provider
+
     return isinstance(value, Provider)
 
 

@@ -134,7 +134,7 @@ def _is_list(value: object) -> bool:
         return False
     if isinstance(value, np.ndarray):
         return value.ndim > 0
-    return isinstance(value, (Sequence, Iterator))
+    return isinstance(value, (Sequence, Iterator)) or hasattr(value, "tolist")
 
 
 def _plain(value: object) -> object:

@@ -123,11 +123,11 @@ class Keeper:
         except StoreError:
             return set(keys)  # better bought twice than not at all; the write that follows meets the same, and says so
 
-    def release(self, owner: bytes) -> None:
-        """End the leases of ``owner``, unless the store fails: then they end by themselves."""
+    def release(self, keys: Sequence[bytes], owner: bytes) -> None:
+        """End the leases of ``owner`` on ``keys``, unless the store fails: then they end by themselves."""
         if not self._settings.read_only:
             with contextlib.suppress(StoreError):
-                self._store.release(owner)
+                self._store.release(keys, owner)
 
     def remember_refusals(self, flights: Sequence[Flight]) -> None:
         """Keep that the server refused these inputs as such, so that the next run does not ask again for a day."""

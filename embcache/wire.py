@@ -76,7 +76,7 @@ def read_error(body: bytes) -> tuple[str | None, str]:
     code = next((code for code in codes if isinstance(code, str) and code), None)
     words = (told.get(name) for name in ("message", "detail", "error", "msg"))
     said = next((text for text in words if isinstance(text, str)), "" if told else str(answer))
-    return code and code[:MAX_CODE], said
+    return code and code[:MAX_CODE].encode(errors="replace").decode(), said.encode(errors="replace").decode()
 
 
 def _map(value: object) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def _proxy_for(url: str) -> str | None:
         return None
     proxy = named if "://" in named else f"http://{named}"
     try:
-        usable = urlsplit(proxy).scheme in ("http", "https", "socks5", "socks5h") and bool(urlsplit(proxy).hostname)
+        usable = urlsplit(proxy).scheme in ("http", "https") and bool(urlsplit(proxy).hostname)
     except ValueError:
         usable = False
     if not usable:
@@ -181,9 +181,15 @@ class OpenAICompatibleProvider:
         if self._key is None and self._key_hint is not None:
             raise ConfigError(self._key_hint)
         body = encode_request(ask)
+        try:
+            client = self._open()
+        except OSError as error:
+            raise ConfigError(
+                f"the connection cannot be prepared ({error}): check SSL_CERT_FILE and SSL_CERT_DIR"
+            ) from None
         _deadline.at = time.monotonic() + ask.timeout
         try:
-            return self._send(body, ask)
+            return self._send(client, body, ask)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise self._unavailable(error, ask.timeout) from None  # the cause holds the request, texts and key
         finally:
@@ -196,9 +202,9 @@ class OpenAICompatibleProvider:
         if client is not None:
             client.close()
 
-    def _send(self, body: bytes, ask: Ask) -> Reply:
+    def _send(self, client: httpx.Client, body: bytes, ask: Ask) -> Reply:
         # httpx's own time-outs stay on for the wait for a free connection of the pool; all others end sooner.
-        with self._open().stream("POST", self._url, content=body, timeout=ask.timeout) as response:
+        with client.stream("POST", self._url, content=body, timeout=ask.timeout) as response:
             encoding = response.headers.get("content-encoding", "identity").lower()
             if response.status_code != OK:
                 told = b"" if encoding != "identity" else self._read(response, MAX_ERROR_BODY, cut=True)

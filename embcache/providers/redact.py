@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MAX_WORDS = 200
-MAX_READ = 1000
+MAX_READ = 500
 RUN = 8
 """Characters that words and an input have in common from which on they count as quoted."""
 KEY_RUN = 6
+FEW_RUNS = 60
+"""Up to so many, each is searched for in a text; of more, the text's own are looked up among them."""
 CUT = "[…]"
 
 
@@ -27,16 +29,11 @@ def redact(words: str, secret: str | None, inputs: Iterable[object]) -> str:
     line = " ".join(words[:MAX_READ].encode(errors="replace").decode().split())
     hidden = [False] * len(line)
     if secret:
-        _hide(line, secret, min(KEY_RUN, len(secret)), hidden)
+        _hide(line, _runs(line, min(KEY_RUN, len(secret))) & _runs(secret, min(KEY_RUN, len(secret))), hidden)
+    runs = _runs(line, RUN)
     for text in inputs:
-        if not isinstance(text, str):
-            continue
-        quoted = " ".join(text.split())
-        if len(quoted) < RUN:
-            for found in re.finditer(rf"(?<!\w){re.escape(quoted)}(?!\w)", line):
-                hidden[found.start() : found.end()] = [True] * (found.end() - found.start())
-        else:
-            _hide(line, quoted, RUN, hidden)
+        if isinstance(text, str) and (plain := " ".join(text.split())):
+            _hide(line, _quoted(line, runs, plain), hidden)
     shown: list[str] = []
     was_hidden = False
     for character, hide in zip(line, hidden, strict=True):
@@ -48,8 +45,23 @@ def redact(words: str, secret: str | None, inputs: Iterable[object]) -> str:
     return "".join(shown)[:MAX_WORDS].strip()
 
 
-def _hide(line: str, secret: str, run: int, hidden: list[bool]) -> None:
-    """Mark every character of ``line`` that is part of a run of at least ``run`` characters of ``secret``."""
-    for start in range(len(line) - run + 1):
-        if line[start : start + run] in secret:
-            hidden[start : start + run] = [True] * run
+def _quoted(line: str, runs: set[str], text: str) -> set[str]:
+    """Return what ``line``, with these ``runs``, quotes of a text: runs of it, or the whole of a short one."""
+    if len(text) < RUN:
+        return {text} if re.search(rf"(?<!\w){re.escape(text)}(?!\w)", line) else set()
+    if len(runs) <= FEW_RUNS:
+        return {run for run in runs if run in text}
+    return runs.intersection(text[start : start + RUN] for start in range(len(text) - RUN + 1))
+
+
+def _runs(text: str, length: int) -> set[str]:
+    return {text[start : start + length] for start in range(len(text) - length + 1)}
+
+
+def _hide(line: str, runs: set[str], hidden: list[bool]) -> None:
+    """Mark every character of ``line`` that is part of one of ``runs``."""
+    for run in runs:
+        start = line.find(run)
+        while start >= 0:
+            hidden[start : start + len(run)] = [True] * len(run)
+            start = line.find(run, start + 1)

@@ -71,8 +71,8 @@ class Store(Protocol):
         """Lease to ``owner``, for ``seconds``, those of ``keys`` that nobody else holds a lease of; return them."""
         ...
 
-    def release(self, owner: bytes) -> None:
-        """End the leases of ``owner``."""
+    def release(self, keys: Collection[bytes], owner: bytes) -> None:
+        """End the leases of ``owner`` on ``keys``."""
         ...
 
     def delete_many(self, keys: Collection[bytes]) -> int:

@@ -8,6 +8,7 @@ same file, many keys a statement. Of diskcache's private names ``Cache._con`` al
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import threading
 import weakref
@@ -37,7 +38,6 @@ from embcache.stores.table import ACCOUNT, CHUNK, SPACE, Table, chunks, space_nu
 from embcache.stores.writer import Writer
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Collection, Iterator, Mapping
 
 T = TypeVar("T")
@@ -46,6 +46,8 @@ PATIENCE = 1.0
 """Seconds a write may take of its caller's time."""
 LOCK_PATIENCE = 0.8
 """Seconds of these it may wait for whoever else writes."""
+SLOWEST_DISK = 8 << 20
+"""Bytes a second that a disk writes at least; what is waited for a large write beyond ``PATIENCE``."""
 SECONDS_TO_CLOSE = 10.0
 FOLD = "PRAGMA wal_checkpoint(TRUNCATE)"
 NO_LIMIT = 2**62
@@ -216,7 +218,7 @@ class DiskStore:
                 table.release(release)
             return evicted
 
-        self._happened("evicted", self._transact(put))
+        self._happened("evicted", self._transact(put, sum(map(len, records.values()))))
 
     def delete_many(self, keys: Collection[bytes]) -> int:
         """See :class:`~embcache.stores.base.Store`. The deleted bytes are overwritten in the file."""
@@ -229,9 +231,9 @@ class DiskStore:
         """See :class:`~embcache.stores.base.Store`."""
         return self._transact(lambda table: table.claim(keys, owner, seconds))
 
-    def release(self, owner: bytes) -> None:
+    def release(self, keys: Collection[bytes], owner: bytes) -> None:
         """See :class:`~embcache.stores.base.Store`."""
-        self._transact(lambda table: table.release(owner))
+        self._transact(lambda table: table.release(owner, keys))
 
     def delete_rows(self, rowids: Collection[int]) -> None:
         """Remove rows that do not prove themselves, and count the entries of every space anew."""
@@ -275,8 +277,8 @@ class DiskStore:
             with self._events_lock:
                 self._events[name] += count
 
-    def _transact(self, action: Callable[[Table], T]) -> T:
-        """Carry out ``action`` within one transaction on the writer's thread."""
+    def _transact(self, action: Callable[[Table], T], size: int = 0) -> T:
+        """Carry out ``action``, which writes ``size`` bytes, within one transaction on the writer's thread."""
         if self.read_only:
             raise StoreError(f"the cache {self.directory} is open for reading only")
 
@@ -290,7 +292,7 @@ class DiskStore:
                 return self._try(action)
 
         try:
-            return self._writer.run(transact, PATIENCE)
+            return self._writer.run(transact, PATIENCE + size / SLOWEST_DISK)
         except (sqlite3.Error, OSError, Damaged) as error:
             if _code(error) in BUSY:
                 raise StoreBusy(f"the cache {self.directory} is locked by another process") from error
@@ -327,6 +329,8 @@ class DiskStore:
                     f"the cache {self.directory} is on a network file system ({kind}), where SQLite may damage it; "
                     "name a local folder as cache_dir, or say allow_network_fs=True"
                 )
+            if os.path.expandvars(self.directory) != str(self.directory):
+                raise StoreError(f"diskcache would take the name of the cache folder {self.directory} for a variable's")
             path = prepare(self.directory)
             seen = identity_of(path)
             self._examine(path, patience)
@@ -380,7 +384,7 @@ class DiskStore:
     @staticmethod
     def _shrink(connection: sqlite3.Connection) -> None:
         """Give the disk back what evicted entries took."""
-        connection.execute("PRAGMA incremental_vacuum").fetchall()
+        connection.executescript("PRAGMA incremental_vacuum")  # execute() would end after the first page
         connection.execute(FOLD).fetchall()
 
     def _close(self) -> None:

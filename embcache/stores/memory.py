@@ -58,7 +58,8 @@ class MemoryStore:
             self._notes.update(notes or {})
             for account, counts in (usage or {}).items():
                 self._accounts.setdefault(account, Counter()).update(counts)
-            self._release(release)
+            if release is not None:
+                self._release(release, tuple(self._leases))
             while self._size_limit is not None and self._size > self._size_limit:
                 self._drop(next(iter(self._records)))
                 self._events["evicted"] += 1
@@ -73,10 +74,10 @@ class MemoryStore:
             self._leases.update(dict.fromkeys(free, (owner, now + seconds)))
             return free
 
-    def release(self, owner: bytes) -> None:
+    def release(self, keys: Collection[bytes], owner: bytes) -> None:
         """See :class:`~embcache.stores.base.Store`."""
         with self._lock:
-            self._release(owner)
+            self._release(owner, keys)
 
     def delete_many(self, keys: Collection[bytes]) -> int:
         """See :class:`~embcache.stores.base.Store`."""
@@ -108,8 +109,10 @@ class MemoryStore:
     def close(self) -> None:
         """Keep everything: there is nothing to write, and a later call finds it."""
 
-    def _release(self, owner: bytes | None) -> None:
-        self._leases = {key: lease for key, lease in self._leases.items() if lease[0] != owner}
+    def _release(self, owner: bytes, keys: Collection[bytes]) -> None:
+        for key in keys:
+            if self._leases.get(key, (b"", 0.0))[0] == owner:
+                del self._leases[key]
 
     def _drop(self, key: bytes) -> bool:
         """Remove an entry; return whether there was one."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from embcache.codec import open_note, seal_note
 
@@ -108,7 +108,7 @@ class Table:
         ).fetchall()
         if held:
             self._connection.execute(f"DELETE FROM Cache {where}", keys)  # noqa: S608 - question marks
-            self._uncount(row for row in held if row[0] is not None)
+            self._uncount(row for row in held if type(row[0]) is int)
         return sum(count for _, count, _ in held)
 
     def add(self, account: bytes, counts: Mapping[str, int]) -> None:
@@ -122,28 +122,36 @@ class Table:
     def claim(self, keys: Collection[bytes], owner: bytes, seconds: float) -> set[bytes]:
         """Lease to ``owner`` those of ``keys`` that nobody else holds a lease of, and return them."""
         now = time.time()
-        mine: set[bytes] = set()
         others: set[bytes] = set()
         over: list[bytes] = []
-        for key, record in self.family(LEASE):
-            note = open_note(key, record)
+        for key, lease in self._leases():
             # A lease that ends later than any can be given has a clock behind it that was set back.
-            if note is None or not now < note["u"] <= now + note["s"]:
+            if lease is None or not now < lease["u"] <= now + lease["s"]:
                 over.append(key)
-            else:
-                (mine if note["o"] == owner else others).update(_split(note["k"]))
+            elif lease["o"] != owner:
+                others.update(_split(lease["k"]))
         if over:
             self.delete(over)
         free = set(keys) - others
         if free:
-            key = note_key(LEASE, owner)
-            lease = {"o": owner, "u": now + seconds, "s": seconds, "k": b"".join(sorted(mine | free))}
-            self.note(key, seal_note(key, lease))
+            joined = b"".join(sorted(free))
+            key = note_key(LEASE, owner + joined)
+            self.note(key, seal_note(key, {"o": owner, "u": now + seconds, "s": seconds, "k": joined}))
         return free
 
-    def release(self, owner: bytes) -> None:
-        """End the leases of ``owner``."""
-        self.delete([note_key(LEASE, owner)])
+    def release(self, owner: bytes, keys: Collection[bytes] | None = None) -> None:
+        """End the leases of ``owner`` on ``keys``, all of them where none are named."""
+        for key, lease in self._leases():
+            if lease is None or lease["o"] != owner:
+                continue
+            left = set[bytes]() if keys is None else _split(lease["k"]).difference(keys)
+            if left:
+                self.note(key, seal_note(key, lease | {"k": b"".join(sorted(left))}))
+            else:
+                self.delete([key])
+
+    def _leases(self) -> list[tuple[bytes, dict[str, Any] | None]]:
+        return [(key, open_note(key, record)) for key, record in self.family(LEASE)]
 
     def delete_rows(self, rowids: Collection[int]) -> None:
         """Remove rows, whatever they hold."""
@@ -198,7 +206,7 @@ class Table:
         entries, sizes = Counter[int](), Counter[int]()
         for number, count, size in removed:
             entries[number] += count
-            sizes[number] += size
+            sizes[number] += size or 0
         for number, count in entries.items():
             # The key begins with the number, so that a space is found by what its rows carry.
             for key, record in self.family(SPACE + number.to_bytes(6, "big")):

@@ -33,7 +33,7 @@ class _Errand:
 class Writer:
     """Runs actions one after the other on a thread of its own."""
 
-    def __init__(self, name: str, failed_late: Callable[[BaseException], None]) -> None:
+    def __init__(self, name: str, failed_late: Callable[[BaseException], None] = lambda _: None) -> None:
         """Start the thread: here and not at the first action, since an interrupt may leave a start half done.
 
         Args:
@@ -45,6 +45,7 @@ class Writer:
         self._errands: queue.SimpleQueue[_Errand | None] = queue.SimpleQueue()
         self._current: _Errand | None = None
         self._overdue: _Errand | None = None
+        self._done = 0
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._start()
@@ -56,7 +57,7 @@ class Writer:
 
         Args:
             action: what to do.
-            patience: seconds to wait for it; none at all while an earlier action is overdue.
+            patience: seconds to wait while nothing moves; none at all while an earlier action is overdue.
 
         Raises:
             StoreBusy: it was not done in time. Unless ``started``, it never will be.
@@ -66,13 +67,18 @@ class Writer:
         errand = _Errand(action)
         self._start()
         self._errands.put(errand)
-        try:
-            result, error = errand.outcome.get(timeout=patience)
-        except queue.Empty:
-            if errand.withdraw():
-                raise StoreBusy(f"the cache did not take a write within {patience:g} s") from None
-            self._overdue = errand
-            raise StoreBusy(f"the cache did not end a write within {patience:g} s", started=True) from None
+        while True:
+            done = self._done
+            try:
+                result, error = errand.outcome.get(timeout=patience)
+                break
+            except queue.Empty:
+                if self._done != done:
+                    continue  # others had their turn meanwhile, so that ours will come
+                if errand.withdraw():
+                    raise StoreBusy(f"the cache did not take a write within {patience:g} s") from None
+                self._overdue = errand
+                raise StoreBusy(f"the cache did not end a write within {patience:g} s", started=True) from None
         if error is not None:
             raise error
         return result  # type: ignore[no-any-return]  # the queue carries every action's result
@@ -102,4 +108,5 @@ class Writer:
                     if self._overdue is errand:
                         self._failed_late(error)
                 self._current = None
+                self._done += 1
             del errand  # it holds the store, which may be nobody's by now
