@@ -144,6 +144,9 @@ def build(  # noqa: PLR0913 - the constructor's arguments, one for one
         ("encoding_format", encoding_format, FORMATS),
         ("on_store_error", on_store_error, ON_STORE_ERROR),
         ("progress", progress, (True, False, None)),
+        ("offline", offline, (True, False)),
+        ("read_only", read_only, (True, False)),
+        ("allow_network_fs", allow_network_fs, (True, False)),
     ):
         _one_of(name, choice, allowed)
     for name, number, least in (

@@ -93,11 +93,11 @@ def test_arguments() -> None:
         prices={"m": 2},
         store=store,
         on_store_error="raise",
+        epoch="2026-11",
         progress=False,
     )
-    assert parts.settings.space == Space(
-        "mine", "m", "float", (("body.n", "1.0"), ("body.user", '"u"'), ("dimensions", "8"))
-    )
+    fields = ("body.n", "1.0"), ("body.user", '"u"'), ("dimensions", "8"), ("epoch", "2026-11")
+    assert parts.settings.space == Space("mine", "m", "float", fields)
     assert (server(parts).id, server(parts)._url, server(parts)._key) == ("mine", f"{URL}/embeddings", "key")
     settings = parts.settings
     assert (settings.dimensions, settings.extra_body, settings.prices) == (8, {"user": "u", "n": 1.0}, {"m": 2})
@@ -195,7 +195,9 @@ WRONG: list[tuple[str, object]] = [
     *(("model", value) for value in ("", " \n", "\ud800")),
     *(("prices", {"m": value}) for value in (-1, float("nan"), float("inf"), "0.01", None, True, 10**400)),
     *(("provider", value) for value in ("openai", "Local")),
-    ("provider_name", "\ud800"),
+    *(("provider_name", value) for value in ("", " ", "\ud800")),
+    *(("epoch", value) for value in ("", " ", "\ud800")),
+    *(("progress", value) for value in ("yes", 1)),
     *(("extra_body", {"user": value}) for value in NOT_JSON),
     *(("extra_body", {name: 1}) for name in ("input", "model", "encoding_format", "dimensions", "\ud800")),
 ]
@@ -204,6 +206,8 @@ WRONG_TYPES: list[tuple[str, object]] = [
     *(("prices", value) for value in (0.01, "0.01", [("m", 0.01)])),
     ("provider", 5),
     ("provider_name", 5),
+    ("epoch", 2),
+    *((name, "no") for name in ("offline", "read_only", "allow_network_fs")),
     *(("base_url", value) for value in (5, b"https://host/v1")),
     *(("api_key", value) for value in (5, b"key")),
     *(("cache_dir", value) for value in (5, b"folder")),

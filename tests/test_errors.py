@@ -384,9 +384,9 @@ WRONG: dict[str, list[Any]] = {
     "on_store_error": ["ignore", None, True],
     "progress": ["yes"],
     "epoch": ["", 5, "\ud800"],
-    "offline": ["yes", None],
-    "read_only": ["yes", None],
-    "allow_network_fs": ["yes", None],
+    "offline": ["no"],
+    "read_only": ["no"],
+    "allow_network_fs": ["no"],
 }
 
 

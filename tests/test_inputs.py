@@ -132,7 +132,6 @@ def test_texts(given: object, items: list[str], single: bool) -> None:
         (np.array([[1, 2], [3, 4]], dtype=np.uint16), [[1, 2], [3, 4]], False),
         ([np.array([1]), np.array([2, 3])], [[1], [2, 3]], False),
         ([list(np.array([1, 2]))], [[1, 2]], False),
-        ([Column(1, 2), [3]], [[1, 2], [3]], False),
     ],
     ids=name,
 )

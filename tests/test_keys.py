@@ -85,7 +85,7 @@ def test_golden_inputs(vector: dict[str, Any]) -> None:
 def test_golden_settings(vector: dict[str, Any]) -> None:
     """What a user sets becomes the space of the golden file, and of the reference."""
     settings = dict(vector["settings"])
-    fields = reference.space_fields(settings["dimensions"], settings["extra_body"])
+    fields = reference.space_fields(settings["dimensions"], settings["extra_body"], settings.get("epoch"))
     assert [list(pair) for pair in fields] == vector["space"]["fields"]
     names = settings.pop("provider"), settings.pop("model"), settings.pop("encoding_format")
     assert keys.make_space(*names, **settings) == space_of(vector["space"])
@@ -202,6 +202,7 @@ def test_unset_is_not_empty() -> None:
     assert keys.make_space("p", "m", "base64", extra_body={}) == bare
     assert keys.make_space("p", "m", "base64", extra_body={"user": None}).fields == (("body.user", "null"),)
     assert keys.make_space("p", "m", "base64", extra_body={"user": ""}).fields == (("body.user", '""'),)
+    assert keys.make_space("p", "m", "base64", epoch="").fields == (("epoch", ""),)
 
 
 @pytest.mark.parametrize("item", ["\ud800", "a\udfff", [-1], [2**32], [0, 2**64]])

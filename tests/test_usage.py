@@ -16,8 +16,9 @@ from embcache.usage import COUNTERS, account_of, add, apportion, believed, figur
 COUNTS = st.dictionaries(st.sampled_from(COUNTERS), st.integers(0, 2**50))
 
 
-def account(provider: str, model: str, form: str = "base64", day: int = 0) -> bytes:
-    return account_of(Space(provider, model, form), day * 86_400)
+def account(provider: str, model: str, form: str = "base64", day: int = 0, epoch: str | None = None) -> bytes:
+    fields = () if epoch is None else (("epoch", epoch),)
+    return account_of(Space(provider, model, form, fields), day * 86_400)
 
 
 def without_money(told: CacheStats) -> CacheStats:
@@ -85,8 +86,8 @@ def test_not_believed(tokens: object) -> None:
 # Accounts
 
 
-def test_accounts_are_kept_by_day_provider_model_and_format() -> None:
-    """Two things are booked on one account if day, provider, model and format are the same; fields do not matter."""
+def test_accounts_are_kept_by_day_provider_model_format_and_epoch() -> None:
+    """Two things are booked on one account if all of these are the same; other fields do not matter."""
     noon = 20_000 * 86_400 + 43_200
     space = Space("novita", "baai/bge-m3", "base64")
     assert json.loads(account_of(space, noon)) == [20_000, "novita", "baai/bge-m3", "base64"]
@@ -98,8 +99,11 @@ def test_accounts_are_kept_by_day_provider_model_and_format() -> None:
         account_of(Space("novita", "baai/bge-m3", "float"), noon),
         account_of(Space("novita", "other", "base64"), noon),
         account_of(Space("other", "baai/bge-m3", "base64"), noon),
+        account_of(Space("novita", "baai/bge-m3", "base64", (("dimensions", "8"), ("epoch", "2"))), noon),
+        account_of(Space("novita", "baai/bge-m3", "base64", (("epoch", ""),)), noon),
+        account_of(Space("novita", "baai/bge-m3", "base64", (("body.epoch", '"2"'),)), noon),
     }
-    assert len(names) == 5
+    assert len(names) == 7
 
 
 # Money
@@ -224,6 +228,27 @@ def test_one_model_of_two_providers() -> None:
     assert summarise(accounts, spaces, {"baai/bge-m3": 1.0}, 0).cost == pytest.approx(2.000001)
 
 
+def test_epochs() -> None:
+    """What was bought in an epoch is told by itself, at the price of its model."""
+    fields = (("dimensions", "8"), ("epoch", "2026-11"))
+    accounts = {
+        account("novita", "baai/bge-m3"): {"billed_tokens": 1_000_000},
+        account("novita", "baai/bge-m3", epoch="2026-11"): {"billed_tokens": 2_000_000},
+        account("novita", "baai/bge-m3", epoch="2026-11", day=1): {"hits": 3},
+    }
+    spaces = [
+        (Space("novita", "baai/bge-m3", "base64"), 1, 10),
+        (Space("novita", "baai/bge-m3", "base64", fields), 2, 20),
+    ]
+    told = summarise(accounts, spaces, {}, 0)
+    assert list(told.by_model) == ["baai/bge-m3", "baai/bge-m3 (epoch 2026-11)"]
+    without, within = told.by_model.values()
+    assert [(part.entries, part.hits) for part in (without, within, told)] == [(1, 0), (2, 3), (3, 3)]
+    assert without.cost == pytest.approx(0.01)
+    assert within.cost == pytest.approx(0.02)
+    assert told.cost == pytest.approx(0.03)
+
+
 def test_nothing_to_summarise() -> None:
     """An empty store has figures, all nought and no amount unknown."""
     assert summarise({}, [], {}, 0) == CacheStats()
@@ -231,9 +256,10 @@ def test_nothing_to_summarise() -> None:
 
 def test_accounts_of_a_later_version() -> None:
     """An account that says more than we know is booked on what we know of it, and a counter we do not know left out."""
-    name = json.dumps([0, "novita", "baai/bge-m3", "base64", "tenant"]).encode()
-    told = summarise({name: {"hits": 2, "of_a_later_version": 1}}, [], {}, 0)
-    assert told.by_model["baai/bge-m3"] == CacheStats(hits=2)
+    for more in (["tenant"], [{"tenant": "t"}], [None, 1], [{"tenant": "t"}, "more"]):
+        name = json.dumps([0, "novita", "baai/bge-m3", "base64", *more]).encode()
+        told = summarise({name: {"hits": 2, "of_a_later_version": 1}}, [], {}, 0)
+        assert told.by_model == {"baai/bge-m3": CacheStats(hits=2)}
 
 
 @given(st.dictionaries(st.tuples(st.sampled_from(["novita", "local", "x"]), st.sampled_from(["m", "n"])), COUNTS))

@@ -247,7 +247,7 @@ class Bench:
         """Run a program as `start` does, to its end, and return what it printed."""
         with self.start(program, **settings) as process:
             told, complaints = process.communicate(timeout=60)
-        assert (process.returncode, complaints) == (0, "")
+        assert (process.returncode, complaints) == (0, ""), complaints
         return told
 
     def abandon(self) -> None:

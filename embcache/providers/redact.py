@@ -29,11 +29,12 @@ def redact(words: str, secret: str | None, inputs: Iterable[object]) -> str:
     line = " ".join(words[:MAX_READ].encode(errors="replace").decode().split())
     hidden = [False] * len(line)
     if secret:
-        _hide(line, _runs(line, min(KEY_RUN, len(secret))) & _runs(secret, min(KEY_RUN, len(secret))), hidden)
+        length = min(KEY_RUN, len(secret))
+        _hide(_places(line, _runs(line, length) & _runs(secret, length)), hidden)
     runs = _runs(line, RUN)
     for text in inputs:
         if isinstance(text, str) and (plain := " ".join(text.split())):
-            _hide(line, _quoted(line, runs, plain), hidden)
+            _hide(_quoted(line, runs, plain), hidden)
     shown: list[str] = []
     was_hidden = False
     for character, hide in zip(line, hidden, strict=True):
@@ -45,23 +46,27 @@ def redact(words: str, secret: str | None, inputs: Iterable[object]) -> str:
     return "".join(shown)[:MAX_WORDS].strip()
 
 
-def _quoted(line: str, runs: set[str], text: str) -> set[str]:
-    """Return what ``line``, with these ``runs``, quotes of a text: runs of it, or the whole of a short one."""
+def _quoted(line: str, runs: set[str], text: str) -> Iterable[tuple[int, int]]:
+    """Return where ``line``, with these ``runs``, quotes a text: runs of it, or the whole of a short one."""
     if len(text) < RUN:
-        return {text} if re.search(rf"(?<!\w){re.escape(text)}(?!\w)", line) else set()
+        return [found.span() for found in re.finditer(rf"(?<!\w){re.escape(text)}(?!\w)", line)]
     if len(runs) <= FEW_RUNS:
-        return {run for run in runs if run in text}
-    return runs.intersection(text[start : start + RUN] for start in range(len(text) - RUN + 1))
+        return _places(line, {run for run in runs if run in text})
+    return _places(line, runs.intersection(text[start : start + RUN] for start in range(len(text) - RUN + 1)))
 
 
 def _runs(text: str, length: int) -> set[str]:
     return {text[start : start + length] for start in range(len(text) - length + 1)}
 
 
-def _hide(line: str, runs: set[str], hidden: list[bool]) -> None:
-    """Mark every character of ``line`` that is part of one of ``runs``."""
+def _places(line: str, runs: set[str]) -> Iterable[tuple[int, int]]:
     for run in runs:
         start = line.find(run)
         while start >= 0:
-            hidden[start : start + len(run)] = [True] * len(run)
+            yield start, start + len(run)
             start = line.find(run, start + 1)
+
+
+def _hide(places: Iterable[tuple[int, int]], hidden: list[bool]) -> None:
+    for start, stop in places:
+        hidden[start:stop] = [True] * (stop - start)

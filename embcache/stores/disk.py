@@ -8,7 +8,6 @@ same file, many keys a statement. Of diskcache's private names ``Cache._con`` al
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import threading
 import weakref
@@ -38,6 +37,7 @@ from embcache.stores.table import ACCOUNT, CHUNK, SPACE, Table, chunks, space_nu
 from embcache.stores.writer import Writer
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Collection, Iterator, Mapping
 
 T = TypeVar("T")
@@ -106,6 +106,18 @@ class BytesDisk(diskcache.Disk):
 
     def remove(self, file_path: object) -> None:
         """Never remove what a row names."""
+
+
+class _Verbatim(str):
+    """A path that diskcache takes as it is: it would put variables in for what begins with a dollar sign."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return self
+
+    def __contains__(self, part: str) -> bool:
+        return part != "$" and super().__contains__(part)
 
 
 class DiskStore:
@@ -329,12 +341,10 @@ class DiskStore:
                     f"the cache {self.directory} is on a network file system ({kind}), where SQLite may damage it; "
                     "name a local folder as cache_dir, or say allow_network_fs=True"
                 )
-            if os.path.expandvars(self.directory) != str(self.directory):
-                raise StoreError(f"diskcache would take the name of the cache folder {self.directory} for a variable's")
             path = prepare(self.directory)
             seen = identity_of(path)
             self._examine(path, patience)
-            self._cache = diskcache.Cache(str(self.directory), disk=BytesDisk, **SETTINGS)
+            self._cache = diskcache.Cache(_Verbatim(self.directory), disk=BytesDisk, **SETTINGS)
             self._file = seen
             for setting in ("trusted_schema = OFF", "secure_delete = ON", f"journal_size_limit = {LOG_LIMIT}"):
                 self._connection().execute(f"PRAGMA {setting}").fetchall()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import time
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -76,10 +77,11 @@ def fill_large(texts: str, folder: str, count: int) -> Facts:
             key: seal_entry(digest, pool[corpus.place(text)].tobytes(), _entry(text))
             for key, digest, text in zip(keys, digests, part, strict=True)
         }
-        for _ in range(ATTEMPTS):  # where other work keeps the disk busy, a write may take too long
+        for _ in range(ATTEMPTS):
             with contextlib.suppress(StoreBusy):
                 store.put_many(records, space=encode_space(SPACE))
                 break
+            time.sleep(1)  # other work keeps the disk busy
     held = sum(entries for entries, _ in store.totals().spaces.values())
     store.close()
     if held != count:

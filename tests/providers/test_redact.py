@@ -137,6 +137,11 @@ def test_one_line() -> None:
     assert redact(" two\r\nlines\tand\u2028more \n", KEY, []) == "two lines and more"
 
 
+def test_words_that_can_be_printed() -> None:
+    """A lone surrogate, which JSON can say and no terminal can show, is shown as a question mark."""
+    assert redact("bad \ud800 input", KEY, []) == "bad ? input"
+
+
 @given(
     st.lists(
         st.sampled_from([KEY, KEY[:9], KEY[5:], TEXT, TEXT[3:14], "fever", " ", "\n", "x", "bad "])
