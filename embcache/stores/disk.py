@@ -116,8 +116,8 @@ class _Verbatim(str):
     def __str__(self) -> str:
         return self
 
-    def __contains__(self, part: str) -> bool:
-        return part != "$" and super().__contains__(part)
+    def __contains__(self, part: object) -> bool:
+        return part != "$" and isinstance(part, str) and super().__contains__(part)
 
 
 class DiskStore:
