@@ -181,6 +181,37 @@ def examine(record: bytes) -> Fault | None:
     return None if np.isfinite(vector).all() else "corrupt"
 
 
+# Records of one model differ in little but digest, vector, tokens and time. What precedes the vector is read by msgpack
+# once for each spelling of all but the time: the same bytes around the time, before as many bytes of vector, say the same.
+# The time is the four bytes of a msgpack uint32 before ``x``, ``v`` and the head of the vector's bytes.
+_Spelling = tuple[int, bytes, bytes]
+_TIME = 4
+
+
+def _tail(width: int) -> int:
+    """Return how many bytes stand between the time and the vector: ``x``, its value, ``v``, the head of the bytes."""
+    return 5 + (2 if width < 1 << 8 else 3 if width < 1 << 16 else 5)
+
+
+def _spelling(record: bytes, width: int) -> _Spelling:
+    end = len(record) - width
+    start = end - _tail(width)
+    return len(record), record[HEAD : start - _TIME], record[start:end]
+
+
+def _understand(record: bytes, width: int, understood: Mapping[_Spelling, Entry]) -> Entry | None:
+    """Return what stands beside the vector of ``record``, if one that is spelled alike was read before."""
+    like = understood.get(_spelling(record, width))
+    if like is None:
+        return None
+    start = len(record) - width - _tail(width)
+    created = int.from_bytes(record[start - _TIME : start], "big")
+    if created == like.created:
+        return like
+    # Smaller numbers have a shorter spelling, so that this one would be none of ours.
+    return Entry(like.dims, like.model, like.tokens, like.exact, created) if created >= 1 << 16 else None
+
+
 def open_entries(records: Sequence[bytes], digests: Sequence[bytes], dims: int | None) -> Opened:
     """Return the vectors of those ``records`` that prove themselves to be what ``digests`` name.
 
@@ -193,19 +224,18 @@ def open_entries(records: Sequence[bytes], digests: Sequence[bytes], dims: int |
     hits: list[int] = []
     entries: list[Entry] = []
     rows: list[memoryview] = []
-    # Records of one request differ in little but digest and vector. What precedes the vector is understood by msgpack
-    # once for each spelling: the same bytes in front of as many bytes of vector say the same thing.
-    understood: dict[tuple[int, bytes], Entry] = {}
+    understood: dict[_Spelling, Entry] = {}
     width = (dims or 0) * FLOAT32.itemsize
     for position, (record, digest) in enumerate(zip(records, digests, strict=True)):
         fault = fault_of(record, digest)
         if fault is None:
-            entry = understood.get((len(record), record[HEAD : len(record) - width])) if width else None
+            entry = _understand(record, width, understood) if width else None
             if entry is None:
                 entry = _read_entry(record[HEAD:])
                 if entry is not None and (entry.dims == dims or dims is None):
                     dims, width = entry.dims, entry.dims * FLOAT32.itemsize
-                    understood[len(record), record[HEAD : len(record) - width]] = entry
+                    if entry.created >= 1 << 16:
+                        understood[_spelling(record, width)] = entry
             if entry is None or entry.dims != dims:
                 fault = "corrupt"
             else:

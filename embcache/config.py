@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from embcache.errors import ConfigError
-from embcache.keys import canonical_json, make_space
-from embcache.wire import RESERVED_FIELDS
+from embcache.keys import RESERVED_FIELDS, canonical_json, make_space
 
 if TYPE_CHECKING:
     from embcache.providers.base import Provider

@@ -25,6 +25,8 @@ KEY_VERSION = b"embcache\x01"
 KEY_BYTES = 16
 DIGEST_BYTES = 32
 EPOCH = "epoch"
+RESERVED_FIELDS = frozenset({"input", "model", "encoding_format", "dimensions"})
+"""Fields of a request that have an argument of their own and may not come in ``extra_body``."""
 BODY_FIELD = "body."
 """Fields of ``extra_body`` carry this prefix, so that they can never be taken for fields of our own."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,6 +42,8 @@ def read_retry_after(headers: Mapping[str, str], now: float) -> float | None:
             continue
         if seconds == seconds:  # not NaN  # noqa: PLR0124 - floor 1 has no reason to import math for one test
             return max(0.0, seconds)
+    from email.utils import parsedate_to_datetime  # seldom needed, and slow to import
+
     try:
         told = parsedate_to_datetime(headers["retry-after"])
         # An HTTP date is GMT, also in those old forms that do not say so (RFC 9110, 5.6.7).

@@ -16,8 +16,6 @@ from embcache.usage import believed
 if TYPE_CHECKING:
     from embcache.types import Ask
 
-RESERVED_FIELDS = frozenset({"input", "model", "encoding_format", "dimensions"})
-"""Fields of a request that have an argument of their own and may not come in ``extra_body``."""
 MAX_CODE = 64
 MAX_MODEL = 256
 

@@ -89,6 +89,28 @@ def test_a_task_is_cancelled(bench: Bench) -> None:
     assert [request.inputs for request in bench.server.requests] == [TEXTS]
 
 
+@pytest.mark.parametrize("bench", ["async"], indirect=True)
+def test_what_nobody_waits_for_is_not_sent(bench: Bench) -> None:
+    """Of a call that was cancelled before its turn, what another caller wants is sent, and the rest is not."""
+    gate = threading.Event()
+    bench.server.play(hold(gate))
+    with bench.open(batch_size=5, max_concurrency=1) as embedder:
+        busy = embedder.begin(["a", "b"])
+        assert bench.server.wait_for(1, SECONDS)
+        gone = embedder.begin(TEXTS)
+        assert soon(lambda: len(embedder.face._engine._buyer._flights) == 2 + 25)
+        assert gone.cancel()
+        wants = [TEXTS[12], "c", TEXTS[24]]
+        here = embedder.begin(wants)
+        assert soon(lambda: len(embedder.face._engine._buyer._flights) == 2 + 25 + 1)
+        gate.set()
+        assert same(busy.result(SECONDS).vectors, right(["a", "b"]))
+        assert same(here.result(SECONDS).vectors, right(wants))
+        assert soon(lambda: not embedder.face._engine._buyer._flights)
+    assert TEXTS[0] not in bench.server.sent_inputs
+    assert len(bench.server.sent_inputs) <= 2 + 5 + 1 + 5
+
+
 # What makes a call from the main thread, where signals arrive.
 CALLS = {
     "sync": "def call(texts): return embedder.embed(texts)\n",
@@ -254,9 +276,9 @@ def test_close_waits(bench: Bench) -> None:
     """`close` waits for what is being bought; whoever asked for it gets it, and it is stored."""
     gate = threading.Event()
     bench.server.play(hold(gate))
-    embedder = bench.open()
+    embedder = bench.open(batch_size=5, max_concurrency=2)
     answer = embedder.begin(TEXTS)
-    assert bench.server.wait_for(1, SECONDS)
+    assert bench.server.wait_for(2, SECONDS)
     closing = in_thread(embedder.face._engine.close)
     with pytest.raises(StillWaiting):
         closing.result(0.2)
@@ -267,7 +289,7 @@ def test_close_waits(bench: Bench) -> None:
     assert same(answer.result(SECONDS).vectors, right(TEXTS))
     with bench.open() as other:
         assert same(other.embed(TEXTS), right(TEXTS))
-    assert len(bench.server.requests) == 1
+    assert len(bench.server.requests) == 5
 
 
 class SlowStore(MemoryStore):

@@ -208,7 +208,9 @@ def files_of(folder: Path) -> bytes:
 
 PROLOGUE = """
 import json, sys
-from tests.twins import open_twin
+import embcache.stores.disk
+from tests.twins import SECONDS, open_twin
+embcache.stores.disk.PATIENCE = SECONDS  # as in `bench`
 face, settings = json.loads(sys.argv[1])
 embedder = open_twin(face, **settings)
 """

@@ -3,7 +3,6 @@
 Results go to standard output, everything else in single lines to standard error. No line holds a text or a key.
 """
 
-import os
 import signal
 import sys
 import warnings
@@ -119,11 +118,9 @@ def write_out(data: bytes) -> None:
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise typer.Exit(Code.FAILED) from None
     except OSError as error:
-        # Python flushes once more at its end: into nothing, or it would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise typer.Exit(Code.FAILED) from None
         raise Fault(f"standard output: {error.strerror or 'cannot be written'}") from error
 
 

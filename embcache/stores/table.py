@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 CHUNK = 2000
 """Keys a statement; SQLite takes 32,766 values, and 999 before 3.32 of 2020."""
+ROWS = 250
+"""Rows inserted by a statement."""
 KEY_BYTES = 16
 SPACE = b"space:"
 ACCOUNT = b"account:"
@@ -92,10 +94,14 @@ class Table:
             evicted += self._evict(size_limit - sum(len(record) for _, record in rows))
         size = sum(len(record) for _, record in rows)
         now, number = time.time(), space_number(space)
-        self._connection.executemany(
-            "INSERT INTO Cache (key, raw, store_time, access_time, tag, mode, value) VALUES (?, 1, ?, ?, ?, 1, ?)",
-            [(key, now, now, number, record) for key, record in rows],
-        )
+        for start in range(0, len(rows), ROWS):
+            some = rows[start : start + ROWS]
+            values = ",".join([f"(?, 1, {now!r}, {now!r}, {number}, 1, ?)"] * len(some))
+            # Many rows a statement: for each statement SQLite keeps a copy of the page that diskcache's triggers change.
+            self._connection.execute(
+                f"INSERT INTO Cache (key, raw, store_time, access_time, tag, mode, value) VALUES {values}",  # noqa: S608
+                [value for row in some for value in row],
+            )
         self._count(note_key(SPACE, space), number, len(rows), size, space)
         return evicted if size_limit is None else evicted + self._evict(size_limit)
 

@@ -6,18 +6,13 @@ import argparse
 import json
 import os
 import platform
-import signal
 import sqlite3
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from scripts.benchmarks.rows import QUICK, ROWS, WAITING, Bench, Sizes
 from scripts.benchmarks.run import Failed, Machine
 from scripts.benchmarks.table import Line, as_table
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 ROUNDS, QUICK_ROUNDS = 9, 5
 
@@ -99,17 +94,12 @@ def measure(given: argparse.Namespace) -> list[Line]:
     return lines
 
 
-def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler
-    sys.exit(128 + number)
-
-
 def main() -> None:
     """Measure, and print."""
     given = arguments()
     if given.needs:
         print(needs(given.rows, quick=given.quick))
         return
-    signal.signal(signal.SIGTERM, _stop)  # so that what was begun is ended
     facts, lines = machine_facts(given), measure(given)
     if given.json:
         print(json.dumps({**facts, "rows": [line.as_json() for line in lines]}, indent=2))
@@ -121,7 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    main()

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from types import TracebackType
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import FrameType, TracebackType
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = {
@@ -36,6 +37,36 @@ class Failed(Exception):
     """A measurement ended in an error; holds the last line that it said."""
 
 
+class Interrupts:
+    """Ctrl-C and a polite kill end the run, but never between the start of a process and its being noted."""
+
+    def __init__(self) -> None:
+        """Change nothing yet."""
+        self._holding = False
+        self._came: int | None = None
+
+    def listen(self) -> None:
+        """Take the signals."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._come)
+
+    @contextlib.contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Have an interrupt wait for the end of the block."""
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
+        if self._came is not None:
+            self._come(self._came, None)
+
+    def _come(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as signal calls it
+        self._came = number
+        if not self._holding:
+            sys.exit(128 + number)
+
+
 class Machine:
     """Everything that is begun for a run, and ended with it."""
 
@@ -44,6 +75,7 @@ class Machine:
         self.cpu = cpu
         self.folder = Path(tempfile.mkdtemp(prefix="embcache-bench-"))
         self._begun: list[subprocess.Popen[str]] = []
+        self._interrupts = Interrupts()
         self._url: str | None = None
         self._redis: str | None = None
         home = self.folder / "home"
@@ -60,13 +92,18 @@ class Machine:
         }
 
     def __enter__(self) -> Self:
-        """Return it; leaving the block ends every process and removes the folder."""
+        """Return it; leaving the block ends every process and removes the folder, also when it is interrupted."""
+        self._interrupts.listen()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End what was begun, by its own handle, and remove the folder."""
+        with self._interrupts.held_back():
+            self._end()
+
+    def _end(self) -> None:
         for process in reversed(self._begun):
             if process.poll() is None:
                 process.terminate()
@@ -186,10 +223,11 @@ class Machine:
         stdout: int = subprocess.PIPE,
         stderr: int | None = None,
     ) -> subprocess.Popen[str]:
-        process = subprocess.Popen(  # noqa: S603 - our own commands
-            command, env=self.environment, cwd=ROOT, stdin=stdin, stdout=stdout, stderr=stderr, text=True
-        )
-        self._begun.append(process)
+        with self._interrupts.held_back():
+            process = subprocess.Popen(  # noqa: S603 - our own commands
+                command, env=self.environment, cwd=ROOT, stdin=stdin, stdout=stdout, stderr=stderr, text=True
+            )
+            self._begun.append(process)
         return process
 
 

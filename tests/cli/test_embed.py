@@ -6,9 +6,11 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import stat
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +24,7 @@ from tests.upstream import Upstream, hang, proper, status, tokens, vector
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tests.upstream import Item
+    from tests.upstream import Exchange, Item
 
 CHUNK = 8192
 """Texts that the command works on at a time."""
@@ -143,7 +145,7 @@ def test_warming(folder: Path, server: Upstream) -> None:
 @pytest.mark.parametrize("out", ["out.jsonl", "-"])
 def test_jsonl(folder: Path, out: str) -> None:
     """JSON Lines, in a file or on standard output, are numbered objects whose numbers are the vectors' bit for bit."""
-    texts = [*passages(40), *passages(2)]
+    texts = [*passages(150), *passages(2)]
     write(folder / "in.txt", texts)
 
     run = embcache(folder, "embed", "in.txt", "-o", out)
@@ -272,7 +274,9 @@ def test_out_is_replaced_whole(folder: Path, server: Upstream) -> None:
     assert (folder / "out.npy").read_bytes() == b"old"
     assert {path.name for path in folder.iterdir()} <= {"in.txt", "out.npy", "cache"}
 
-    assert embcache(folder, "embed", "in.txt", "-o", "out.npy").code == 0
+    with (folder / "out.npy").open("rb") as reader:
+        assert embcache(folder, "embed", "in.txt", "-o", "out.npy").code == 0
+        assert reader.read() == b"old"  # who has it open goes on reading the old one
     assert saved(folder / "out.npy") == expected(passages(3))
 
 
@@ -365,6 +369,14 @@ def test_faulty_line(folder: Path, server: Upstream, fault: str) -> None:
     assert run.err.startswith(f"embcache: {name} {message}")
     assert server.connections == 0
     assert {path.name for path in folder.iterdir()} == {"good.txt", name}
+
+
+def test_faulty_line_far_down(folder: Path, server: Upstream) -> None:
+    """A fault is told before anything is sent, however far down it is."""
+    (folder / "in.txt").write_bytes("".join(text + "\n" for text in passages(CHUNK + 5)).encode() + b"\xff\n")
+    run = embcache(folder, "embed", "in.txt")
+    assert (run.code, run.err) == (1, f"embcache: in.txt line {CHUNK + 6}: not UTF-8\n")
+    assert server.connections == 0
 
 
 def test_faulty_line_of_a_pipe(folder: Path, server: Upstream) -> None:
@@ -516,6 +528,33 @@ def test_unwritable_cache(folder: Path) -> None:
     assert len(run.lines) == 2
 
 
+def test_cache_is_locked_meanwhile(folder: Path, server: Upstream) -> None:
+    """Where the cache could not keep some of what it was to be filled with, that is told, and exit code 3."""
+    server.cap = 4
+    write(folder / "in.txt", passages(12))
+    lock = threading.Lock()
+    with closing(sqlite3.connect(":memory:", check_same_thread=False)) as nobody:
+        holder = [nobody]
+
+        def step(exchange: Exchange) -> None:
+            with lock:
+                if exchange.server.billed_tokens and holder == [nobody]:
+                    cache = sqlite3.connect(folder / "cache/cache.db", isolation_level=None, check_same_thread=False)
+                    entries = "SELECT count(*) FROM Cache WHERE tag IS NOT NULL"
+                    while cache.execute(entries).fetchone()[0] < 4:
+                        exchange.pause(0.01)
+                    cache.execute("BEGIN IMMEDIATE")
+                    holder[:] = [cache]
+            exchange.send(exchange.decide())
+
+        server.always = step
+        run = embcache(folder, "embed", "in.txt")
+        holder[0].close()
+    assert run.code == 3
+    assert re.search(r"; \d vectors could not be read from the cache or kept in it$", run.lines[-1])
+    assert all(line.startswith("embcache: warning: ") for line in run.lines[:-1])
+
+
 # Being stopped
 
 
@@ -651,7 +690,7 @@ def test_progress(folder: Path, server: Upstream) -> None:
     with Terminal() as screen, started(folder, "embed", "in.txt", stdout=screen.end, stderr=screen.end) as run:
         assert run.process.wait(PLENTY) == 0
         shown = screen.shown()
-    assert re.search(r"\d+%\|.*\| \d+/24 ", shown)
+    assert re.search(r"\d+%\|.*\| ([1-9]|1\d|2[0-3])/24 ", shown)
     assert shown.splitlines()[-1].startswith("embcache: 24 texts: 0 hits, 24 misses")
     assert MARK not in shown
 

@@ -155,10 +155,13 @@ def test_local_is_free(folder: Path) -> None:
 def test_terminal(folder: Path) -> None:
     """On a terminal the same figures stand in tables that fit it, and names are no markup."""
     fill(folder, *passages(4), model="an/[bold]extremely-long-name-of-a-model-that-does-not-fit")
-    with Terminal(columns=80) as screen, started(folder, "stats", stdout=screen.end) as run:
+    (folder / "cache").rename(folder / "[red]")
+    options = ["--cache-dir", "[red]"]
+    with Terminal(columns=80) as screen, started(folder, "stats", *options, stdout=screen.end) as run:
         ended = run.end()
         shown = screen.shown()
     assert (ended.code, ended.err) == (0, "")
+    assert "[red]" in re.sub(r"\s", "", shown)
     assert re.search(r"^entries +4 *$", shown, re.MULTILINE)
     assert re.search(r"^model +entries +on disk ", shown, re.MULTILINE)
     assert "an/[bold]" in shown

@@ -43,7 +43,9 @@ def rows(reply: Reply) -> npt.NDArray[np.float32]:
 
 
 def told(error: BaseException, secrets: Sequence[str] = (KEY, TEXT)) -> str:
-    """Everything that printing an error shows, with its causes; none of it is secret."""
+    """Everything that printing an error shows; none of it is secret, and it has no cause that holds the request."""
+    assert error.__cause__ is None
+    assert error.__context__ is None or error.__suppress_context__
     shown = f"{error!s} {error!r} {vars(error)} {''.join(traceback.format_exception(error))}"
     for secret in secrets:
         assert secret not in shown

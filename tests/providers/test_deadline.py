@@ -133,7 +133,6 @@ def listener(talk: Callable[[socket.socket, threading.Event], None]) -> Generato
     """A plain listener on a port of its own; `talk` is given each connection, and the event that ends it."""
     ending = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as stack:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         listening.settimeout(20)
 
         def listen() -> None:
@@ -153,7 +152,8 @@ def never_reads(_: socket.socket, ending: threading.Event) -> None:
 
 
 def reads_slowly(sock: socket.socket, ending: threading.Event) -> None:
-    while not ending.wait(0.02) and sock.recv(20_000):
+    # Fast enough for every single wait to be short, and much too slow for the whole.
+    while not ending.wait(0.02) and sock.recv(100_000):
         pass
 
 

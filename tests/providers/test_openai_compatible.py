@@ -98,12 +98,8 @@ def test_the_headers(server: Upstream, provider: OpenAICompatibleProvider) -> No
     }
 
 
-def test_without_a_key_no_key_is_sent(server: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With api_key=None there is no Authorization header, not even one out of the user's .netrc."""
-    netrc = tmp_path / "netrc"
-    netrc.write_text("machine 127.0.0.1 login someone password something\n")
-    netrc.chmod(0o600)
-    monkeypatch.setenv("NETRC", str(netrc))
+def test_without_a_key_no_key_is_sent(server: Upstream) -> None:
+    """With api_key=None there is no Authorization header."""
     with closing(make(server.base_url, None)) as provider:
         provider.embed(ask())
     assert "authorization" not in server.requests[0].headers
@@ -167,7 +163,7 @@ def test_a_stale_connection(server: Upstream, provider: OpenAICompatibleProvider
         server.play(upstream.close_after_reply())
         assert np.array_equal(rows(provider.embed(ask(f"text {number}"))), [vector(f"text {number}")])
         transport: Any = provider._open()._transport
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 3  # before it expires of age
         while not all(connection.has_expired() for connection in transport._pool.connections):
             assert time.monotonic() < deadline, "the end of the connection did not arrive"
             time.sleep(0.002)
@@ -258,12 +254,15 @@ def test_a_compressed_refusal(server: Upstream, provider: OpenAICompatibleProvid
 # Asks a server that answers too much, and says how much memory that took at most, in MiB.
 GREEDY = """
     import resource, sys, time
+    from pathlib import Path
     from embcache.errors import EmbcacheError
     from tests.providers.asking import ask, make
 
     def peak():
-        size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return size / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+        if sys.platform == "linux":  # where getrusage() begins with the peak of the process that started this one
+            told = Path("/proc/self/status").read_text()
+            return int(told.partition("VmHWM:")[2].split()[0]) / 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
 
     provider = make(sys.argv[1])
     provider.embed(ask())
@@ -285,22 +284,22 @@ def long_refusal(exchange: Exchange) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "kind", "status"),
+    ("step", "kind", "status", "most"),
     [
-        (upstream.gzip_bomb(300 << 20), "BadReply", 200),
-        (upstream.endless(), "BadReply", 200),
-        (upstream.long_body(1 << 30), "BadReply", 200),
-        (long_refusal, "ProviderUnavailable", 500),
+        (upstream.gzip_bomb(300 << 20), "BadReply", 200, 16),
+        (upstream.endless(), "BadReply", 200, 85),
+        (upstream.long_body(1 << 30), "BadReply", 200, 16),
+        (long_refusal, "ProviderUnavailable", 500, 16),
     ],
     ids=["gzip bomb", "endless", "a gigabyte", "endless refusal"],
 )
-def test_a_body_without_end(server: Upstream, step: Step, kind: str, status: int) -> None:
-    """However much a server answers, it is given up before it takes more than about 80 MB of memory."""
+def test_a_body_without_end(server: Upstream, step: Step, kind: str, status: int, most: int) -> None:
+    """However much a server answers, no more than about 80 MB of it are held, and what says its size is not read."""
     pytest.importorskip("resource")
     server.play(upstream.proper(), step)
     name, code, mebibytes, seconds = output(python(GREEDY, server.base_url)).split()
     assert (name, int(code)) == (kind, status)
-    assert float(mebibytes) < 85
+    assert float(mebibytes) < most
     assert float(seconds) < 20
     assert len(server.requests) == 2
 
