@@ -182,7 +182,7 @@ def examine(record: bytes) -> Fault | None:
 
 
 # Records of one model differ in little but digest, vector, tokens and time. What precedes the vector is read by msgpack
-# once for each spelling of all but the time: the same bytes around the time, before as many bytes of vector, say the same.
+# once for each spelling of all but the time: the same bytes around it, before as many bytes of vector, say the same.
 # The time is the four bytes of a msgpack uint32 before ``x``, ``v`` and the head of the vector's bytes.
 _Spelling = tuple[int, bytes, bytes]
 _TIME = 4

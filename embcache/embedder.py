@@ -7,6 +7,7 @@ import queue
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, Self
+from weakref import WeakKeyDictionary
 
 from embcache import config
 from embcache.engine import Engine
@@ -122,8 +123,12 @@ class _Face:
             "progress": progress,
         }
         self._engine = Engine(config.build(**self._recipe, api_key=api_key))
+        self._begin_face()
         # Runs where the embedder is no longer held, and at the interpreter's exit.
         self._end = weakref.finalize(self, self._engine.close, SECONDS_AT_EXIT)
+
+    def _begin_face(self) -> None:
+        """Make what one face needs for itself."""
 
     def __repr__(self) -> str:
         """Show what is asked where; never the key."""
@@ -200,6 +205,8 @@ class CachedEmbedder(_Face):
         most that time out) and 30 s of waiting between two of them, ``max_concurrency`` requests side by side; and at
         most 1 s for a store that does not answer.
         """
+        if type(input) is str and not refresh and (held := self._engine.recall(input)) is not None:
+            return held
         return self._result(input, refresh=refresh, errors=errors).vectors
 
     def embed_result(
@@ -313,6 +320,12 @@ class AsyncCachedEmbedder(_Face):
     is cancelled cancels no request: what was begun is paid for, and is stored.
     """
 
+    _together: WeakKeyDictionary[asyncio.AbstractEventLoop, list[tuple[str, asyncio.Future[EmbedResult | None]]]]
+    """Single texts that tasks of a loop have asked for and that are about to be looked up."""
+
+    def _begin_face(self) -> None:
+        self._together = WeakKeyDictionary()
+
     async def embed(
         self,
         input: EmbedInput,  # noqa: A002 - as above
@@ -321,6 +334,8 @@ class AsyncCachedEmbedder(_Face):
         errors: OnRefusal = "raise",
     ) -> Vectors:
         """Return the vectors of ``input``; see :meth:`CachedEmbedder.embed`."""
+        if type(input) is str and not refresh and (held := self._engine.recall(input)) is not None:
+            return held
         return (await self._result(input, refresh=refresh, errors=errors)).vectors
 
     async def embed_result(
@@ -392,7 +407,28 @@ class AsyncCachedEmbedder(_Face):
         return self._engine.finish(call)
 
     async def _result(self, given: EmbedInput, *, refresh: bool, errors: OnRefusal) -> EmbedResult:
+        if type(given) is str and not refresh and (found := await self._peek(given)) is not None:
+            return found
         return await self._end_of(*await self._begin(read_inputs(given), refresh=refresh, mask=masks(errors)))
+
+    async def _peek(self, text: str) -> EmbedResult | None:
+        """Look up a single text together with those that other tasks ask for at this moment."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        together = self._together.setdefault(loop, [])
+        if not together:
+            loop.call_soon(self._peek_all, loop)
+        answer: asyncio.Future[EmbedResult | None] = loop.create_future()
+        together.append((text, answer))
+        return await answer
+
+    def _peek_all(self, loop: asyncio.AbstractEventLoop) -> None:
+        together = self._together.pop(loop)
+        found = self._engine.peek([text for text, _ in together])
+        for (_, answer), result in zip(together, found, strict=True):
+            if not answer.done():  # else its task was cancelled
+                answer.set_result(result)
 
     async def _iterate(self, batches: Iterator[Inputs]) -> AsyncIterator[Vectors]:
         ahead: deque[tuple[Call, asyncio.Event]] = deque()

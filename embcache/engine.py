@@ -12,8 +12,9 @@ import numpy as np
 
 from embcache.buyer import Buyer
 from embcache.codec import FLOAT32
-from embcache.errors import CacheMiss, EmbcacheError, InputRejected, ProviderError, StoreError
+from embcache.errors import CacheMiss, EmbcacheError, InputRejected, InvalidInput, ProviderError, StoreError
 from embcache.flight import Call, Flight
+from embcache.inputs import Inputs
 from embcache.keeper import Keeper
 from embcache.keys import decode_space, fingerprints
 from embcache.memory import Memory
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from embcache.codec import Entry
     from embcache.config import Parts
     from embcache.flight import Missing
-    from embcache.inputs import Inputs
     from embcache.types import Vectors
 
 LOOK_UP = 256
@@ -83,6 +83,37 @@ class Engine:
                 call.pending = True
                 self._buyer.order(call, missing, anew=refresh)
         return call
+
+    def recall(self, text: str) -> Vectors | None:
+        """Return the vector of a single text if it is held in memory: the shortest of calls."""
+        found = None if self._memory is None or self._buyer.closed else self._memory.find_one(text)
+        if found is None:
+            return None
+        if self.keeper.ledger.add_hit(found[1]):
+            self._buyer.nudge()
+        return found[0]
+
+    def peek(self, texts: Sequence[str]) -> list[EmbedResult | None]:
+        """Return the results of single texts that the store has, looked up together; None for each of the others.
+
+        Nothing is sent, and nothing raised: what is not answered here is asked for by itself.
+        """
+        inputs = Inputs(texts, texts, "text", single=False)
+        results: list[EmbedResult | None] = [None] * len(texts)
+        try:
+            inputs.check(range(len(texts)))
+            keys, digests = fingerprints(self.settings.space, "text", inputs.payloads(range(len(texts))))
+            found, opened, _ = self.keeper.look_up(keys, digests, again=True)
+        except (InvalidInput, StoreError):
+            return results
+        nudge = False
+        for place, vector, entry in zip(found, opened.vectors, opened.entries, strict=True):
+            nudge |= self.keeper.ledger.add_hit(entry)
+            usage = Usage(saved_tokens=entry.tokens or 0)
+            results[place] = EmbedResult(vector.copy(), usage, 1, 0, 0, 0, entry.model)
+        if nudge:
+            self._buyer.nudge()
+        return results
 
     def finish(self, call: Call) -> EmbedResult:
         """Return what a call that is done gives, or raise what went wrong.
@@ -161,8 +192,7 @@ class Engine:
             return range(call.size)
         call.place(range(call.size) if which is None else which, vectors)
         call.model = entries[0].model
-        for entry in entries:
-            call.credit(entry, 1)
+        call.credit_all(entries, ())
         return () if which is None else sorted(set(range(call.size)).difference(which))
 
     def _look_up(self, call: Call) -> list[Missing]:
@@ -181,8 +211,7 @@ class Engine:
                     held = [positions[place] for place in found] if len(found) < len(positions) else positions
                     call.place(held, opened.vectors)
                     call.model = call.model or opened.entries[0].model
-                    for place, entry in zip(found, opened.entries, strict=True):
-                        call.credit(entry, call.times(start + place))
+                    call.credit_all(opened.entries, [start + place for place in found])
                     self._memorise(call, held, opened.vectors, opened.entries, replace=False)
             if len(found) < len(positions):
                 lacking = sorted(set(range(len(positions))).difference(found))

@@ -157,6 +157,15 @@ class Call:
         if entry.tokens:
             self.count(saved_tokens=entry.tokens * times, saved_exact=entry.tokens * times * entry.exact)
 
+    def credit_all(self, entries: Sequence[Entry], numbers: Sequence[int]) -> None:
+        """Count what many inputs spared; ``numbers`` tells which they are, where some may occur more than once."""
+        if self._times and numbers:
+            for number, entry in zip(numbers, entries, strict=True):
+                self.credit(entry, self.times(number))
+            return
+        tokens = sum([entry.tokens or 0 for entry in entries])
+        self.count(saved_tokens=tokens, saved_exact=sum([entry.tokens or 0 for entry in entries if entry.exact]))
+
     def place(self, positions: Sequence[int], vectors: Vectors) -> None:
         """Put vectors where they belong."""
         if self.out is None:

@@ -80,7 +80,7 @@ class Keeper:
     ) -> tuple[list[int], Opened, StoreError | None]:
         """Return which of ``keys`` are held and proved, with their vectors, and what went wrong with the store.
 
-        What failed its proof is counted, unless it was looked up before and is looked up ``again``.
+        What goes wrong is counted, unless it was counted before or will be, since it is looked up ``again``.
 
         Raises:
             StoreError: the store cannot be read, with ``on_store_error="raise"``.
@@ -91,7 +91,8 @@ class Keeper:
         except StoreError as error:
             if self._settings.raise_store_errors:
                 raise
-            self._store_failed(error, len(keys))
+            if not again:
+                self._store_failed(error, len(keys))
             held, failure = {}, error
         there = [place for place, key in enumerate(keys) if key in held]
         opened = open_entries([held[keys[p]] for p in there], [digests[p] for p in there], self.dims)

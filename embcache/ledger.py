@@ -11,6 +11,7 @@ from embcache.usage import DAY_SECONDS, account_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from embcache.codec import Entry
     from embcache.types import Space
 
 FLUSH_SECONDS = 1.0
@@ -30,6 +31,7 @@ class Ledger:
         self._pending: Accounts = {}
         self._pending_since: float | None = None
         self._today = (-1, b"")
+        self._hits = self._saved = self._exact = 0
 
     def add(self, counts: Mapping[str, int]) -> bool:
         """Count, for the session and for the store to be told; return whether it had nothing to be told before."""
@@ -38,12 +40,32 @@ class Ledger:
             self._add(counts)
             return was_empty and self._pending_since is not None
 
+    def add_hit(self, entry: Entry) -> bool:
+        """Count one hit, and what it saved; return as ``add`` does. The short way for the shortest call."""
+        with self._lock:
+            self._hits += 1
+            if entry.tokens:
+                self._saved += entry.tokens
+                self._exact += entry.tokens * entry.exact
+            if self._pending_since is not None:
+                return False
+            self._pending_since = time.monotonic()
+            return True
+
+    def _fold(self) -> None:
+        """Put single hits to the other counts."""
+        if self._hits:
+            counts = {"hits": self._hits, "saved_tokens": self._saved, "saved_exact": self._exact}
+            self._hits = self._saved = self._exact = 0
+            self._add(counts)
+
     def take(self, counts: Mapping[str, int]) -> Accounts:
         """Count this too, and return all that the store is to be told: the taker's to deliver from now on.
 
         In one step, so that what a request was billed goes into the very commit that stores what it bought.
         """
         with self._lock:
+            self._fold()
             self._add(counts)
             pending, self._pending, self._pending_since = self._pending, {}, None
             return pending
@@ -71,6 +93,7 @@ class Ledger:
     def session(self) -> dict[str, int]:
         """Return what was counted since the book was opened."""
         with self._lock:
+            self._fold()
             return dict(self._session)
 
     def _add(self, counts: Mapping[str, int]) -> None:

@@ -67,6 +67,12 @@ class Memory:
                 rows = [places[names[position]] for position in which]
             return which, self._rows[rows], [self._entries[row] for row in rows]
 
+    def find_one(self, name: Hashable) -> tuple[Vectors, Entry] | None:
+        """Return one vector, the caller's own, and what is kept beside it; None if it is not held."""
+        with self._lock:
+            row = self._places.get(name)
+            return None if row is None else (self._rows[row].copy(), self._entries[row])
+
     def keep(self, names: Sequence[Hashable], vectors: Vectors, entries: Sequence[Entry], *, replace: bool) -> None:
         """Hold these vectors, and let the oldest go for them; ``replace`` those held under the same names."""
         with self._lock:

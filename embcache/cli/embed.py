@@ -46,15 +46,11 @@ def embed(  # noqa: PLR0913 - its options
     key is read from NOVITA_API_KEY. Files are UTF-8; blank lines are skipped, and counted at the end. Ctrl-C keeps what
     was paid for: the same command again pays only for the rest.
     """
-    import logging
-
     from embcache import CachedEmbedder
     from embcache.cli.inputs import count, sources_of
     from embcache.cli.outputs import check_target, opened
     from embcache.cli.work import Work
 
-    # What the library logs it also warns of, and warnings are shown.
-    logging.getLogger("embcache").addHandler(logging.NullHandler())
     sources = sources_of(files, field)
     check_target(out, sources)
     embedder = CachedEmbedder(

@@ -97,7 +97,7 @@ class Table:
         for start in range(0, len(rows), ROWS):
             some = rows[start : start + ROWS]
             values = ",".join([f"(?, 1, {now!r}, {now!r}, {number}, 1, ?)"] * len(some))
-            # Many rows a statement: for each statement SQLite keeps a copy of the page that diskcache's triggers change.
+            # Many rows a statement: for each, SQLite keeps a copy of the page that diskcache's triggers change.
             self._connection.execute(
                 f"INSERT INTO Cache (key, raw, store_time, access_time, tag, mode, value) VALUES {values}",  # noqa: S608
                 [value for row in some for value in row],
