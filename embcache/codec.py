@@ -181,74 +181,89 @@ def examine(record: bytes) -> Fault | None:
     return None if np.isfinite(vector).all() else "corrupt"
 
 
-# Records of one model differ in little but digest, vector, tokens and time. What precedes the vector is read by msgpack
-# once for each spelling of all but the time: the same bytes around it, before as many bytes of vector, say the same.
-# The time is the four bytes of a msgpack uint32 before ``x``, ``v`` and the head of the vector's bytes.
-_Spelling = tuple[int, bytes, bytes]
+Understood = dict[bytes, Entry]
+"""What was read of the bytes that precede a vector, by these bytes, and by the same without the time."""
+MAX_UNDERSTOOD = 10_000
 _TIME = 4
+_TIMES = range(1 << 16, 1 << 32)
+"""What msgpack spells as a uint32: smaller numbers are shorter, larger ones longer."""
 
 
-def _tail(width: int) -> int:
-    """Return how many bytes stand between the time and the vector: ``x``, its value, ``v``, the head of the bytes."""
-    return 5 + (2 if width < 1 << 8 else 3 if width < 1 << 16 else 5)
+def _without_time(before: bytes, width: int) -> tuple[bytes, int]:
+    """Return what precedes a vector of ``width`` bytes without the time in it, and the time.
+
+    It is the four bytes of a msgpack uint32, followed by ``x`` and its value, ``v`` and the head of the vector's bytes.
+    """
+    start = len(before) - 5 - (2 if width < 1 << 8 else 3 if width < 1 << 16 else 5)
+    time = before[start - _TIME : start]
+    return before[: start - _TIME] + before[start:], int.from_bytes(time, "big")
 
 
-def _spelling(record: bytes, width: int) -> _Spelling:
-    end = len(record) - width
-    start = end - _tail(width)
-    return len(record), record[HEAD : start - _TIME], record[start:end]
+def _understand(record: bytes, before: bytes, width: int, understood: Understood) -> Entry | None:
+    """Return what stands beside the vector of ``record``; None where it is not what it should be.
+
+    Records of one model differ in little but digest, vector, tokens and time. Msgpack reads what precedes the vector
+    once for each spelling of all but the time: the same bytes around it, before as many bytes of vector, say the same.
+    """
+    if len(understood) > MAX_UNDERSTOOD:
+        understood.clear()
+    timeless, time = _without_time(before, width)
+    entry = understood.get(timeless)
+    if entry is not None and time in _TIMES:
+        entry = Entry(entry.dims, entry.model, entry.tokens, entry.exact, time)
+    else:
+        entry = _read_entry(record[HEAD:])
+        if entry is None or entry.dims * FLOAT32.itemsize != width or entry.created not in _TIMES:
+            return entry
+        understood[timeless] = entry
+    understood[before] = entry
+    return entry
 
 
-def _understand(record: bytes, width: int, understood: Mapping[_Spelling, Entry]) -> Entry | None:
-    """Return what stands beside the vector of ``record``, if one that is spelled alike was read before."""
-    like = understood.get(_spelling(record, width))
-    if like is None:
-        return None
-    start = len(record) - width - _tail(width)
-    created = int.from_bytes(record[start - _TIME : start], "big")
-    if created == like.created:
-        return like
-    # Smaller numbers have a shorter spelling, so that this one would be none of ours.
-    return Entry(like.dims, like.model, like.tokens, like.exact, created) if created >= 1 << 16 else None
-
-
-def open_entries(records: Sequence[bytes], digests: Sequence[bytes], dims: int | None) -> Opened:
+def open_entries(
+    records: Sequence[bytes], digests: Sequence[bytes], dims: int | None, understood: Understood | None = None
+) -> Opened:
     """Return the vectors of those ``records`` that prove themselves to be what ``digests`` name.
 
     Args:
         records: as they came from the store.
         digests: SHA-256 of the pre-image of the input each record was looked up for.
         dims: the length every vector must have; None takes that of the first one that passes.
+        understood: what was read before, for the next call to know.
     """
     faults: Counter[Fault] = Counter()
     hits: list[int] = []
     entries: list[Entry] = []
-    rows: list[memoryview] = []
-    understood: dict[_Spelling, Entry] = {}
+    rows: list[bytes] = []
+    understood = {} if understood is None else understood
+    known = understood.get
+    checksum = xxhash.xxh3_64_digest
     width = (dims or 0) * FLOAT32.itemsize
-    for position, (record, digest) in enumerate(zip(records, digests, strict=True)):
-        fault = fault_of(record, digest)
-        if fault is None:
-            entry = _understand(record, width, understood) if width else None
-            if entry is None:
-                entry = _read_entry(record[HEAD:])
-                if entry is not None and (entry.dims == dims or dims is None):
-                    dims, width = entry.dims, entry.dims * FLOAT32.itemsize
-                    if entry.created >= 1 << 16:
-                        understood[_spelling(record, width)] = entry
+    for position, record in enumerate(records):
+        # Magic, checksum and identity in one comparison; which of them it was is found out where it fails.
+        if record[:HEAD] != MAGIC + checksum(record[SEAL:]) + digests[position] or len(record) > MAX_RECORD:
+            faults[fault_of(record, digests[position]) or "corrupt"] += 1
+            continue
+        before = record[HEAD:-width] if width else b""
+        entry = known(before) if before else None
+        if entry is None:
+            if not width:
+                first = _read_entry(record[HEAD:])
+                dims, width = (first.dims, first.dims * FLOAT32.itemsize) if first else (dims, 0)
+                before = record[HEAD:-width] if width else b""
+            entry = _understand(record, before, width, understood) if width else None
             if entry is None or entry.dims != dims:
-                fault = "corrupt"
-            else:
-                hits.append(position)
-                entries.append(entry)
-                rows.append(memoryview(record)[len(record) - width :])
-        if fault is not None:
-            faults[fault] += 1
+                faults["corrupt"] += 1
+                continue
+        hits.append(position)
+        entries.append(entry)
+        rows.append(record[-width:])
     vectors = np.frombuffer(bytearray().join(rows), dtype=FLOAT32).reshape(len(hits), dims or 0)
     # A vector that is sealed and not finite was stored by something else than this embcache.
-    finite = np.isfinite(vectors).all(axis=1)
+    finite = np.isfinite(vectors)
     if not finite.all():
-        faults["corrupt"] += int((~finite).sum())
-        kept = [int(place) for place in np.flatnonzero(finite)]
+        sound = finite.all(axis=1)
+        faults["corrupt"] += int((~sound).sum())
+        kept = [int(place) for place in np.flatnonzero(sound)]
         hits, entries, vectors = [hits[i] for i in kept], [entries[i] for i in kept], vectors[kept]
     return Opened(hits, vectors, entries, faults)

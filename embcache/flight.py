@@ -126,6 +126,9 @@ class Call:
     def number(self, positions: Sequence[int]) -> None:
         """Number the distinct ones of the inputs at ``positions``."""
         names = self.inputs.names
+        if len(positions) == len(names) and len(set(names)) == len(names):
+            self.first = positions
+            return
         seen: dict[str | bytes, int] = {}
         first: list[int] = []
         for position in positions:

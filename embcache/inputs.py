@@ -52,6 +52,8 @@ class Inputs:
         if self.kind == "tokens":  # checked when they were read
             return
         texts = cast("Sequence[str]", self.items)
+        if all(texts) and all(map(str.isascii, texts)):
+            return
         if wrong := [self.offset + p for p in positions if not texts[p]]:
             raise InvalidInput("empty; the API does not embed an empty text, leave it out", wrong)
         if wrong := [self.offset + p for p in positions if not texts[p].isascii() and not _encodes(texts[p])]:

@@ -23,7 +23,7 @@ from embcache.stores.base import PinConflict
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from embcache.codec import Opened
+    from embcache.codec import Opened, Understood
     from embcache.config import Settings
     from embcache.flight import Flight, Missing
     from embcache.ledger import Accounts
@@ -66,6 +66,7 @@ class Keeper:
         self._learned = False
         self._told: set[str] = set()
         self._notices: deque[str] = deque()
+        self._understood: Understood = {}
         self.cap = Cap()
         self.ledger = Ledger(settings.space)
 
@@ -95,7 +96,7 @@ class Keeper:
                 self._store_failed(error, len(keys))
             held, failure = {}, error
         there = [place for place, key in enumerate(keys) if key in held]
-        opened = open_entries([held[keys[p]] for p in there], [digests[p] for p in there], self.dims)
+        opened = open_entries([held[keys[p]] for p in there], [digests[p] for p in there], self.dims, self._understood)
         if opened.faults and not again:
             self.ledger.add({str(fault): count for fault, count in opened.faults.items()})
             for fault, count in opened.faults.items():
