@@ -19,14 +19,15 @@ from hypothesis import strategies as st
 
 from embcache import AsyncCachedEmbedder, EmbcacheError
 from embcache.keys import digest_of, key_of, preimage
+from embcache.stores import MemoryStore
 from embcache.usage import apportion
 
 from tests import twins
-from tests.twins import SECONDS, Bench, files_of, right, same
+from tests.twins import SECONDS, Bench, files_of, right, same, soon
 from tests.upstream import Upstream, edit, hold, status, tokens, vector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from tests.upstream import Exchange, Item
@@ -171,6 +172,7 @@ def test_requests_in_flight(bench: Bench) -> None:
     with bench.open(batch_size=1, max_concurrency=3) as embedder:
         answer = embedder.begin(TEXTS)
         assert bench.server.wait_for(3, SECONDS)
+        assert not bench.server.wait_for(4, 0.3)
         gate.set()
         assert same(answer.result(SECONDS).vectors, right(TEXTS))
     assert bench.server.max_in_flight == 3
@@ -385,6 +387,43 @@ def test_fifty_callers(bench: Bench) -> None:
         assert result.hits + result.misses == 20
     assert sum(result.misses for result in results) == 20
     assert sum(result.requests for result in results) == len(bench.server.requests)
+
+
+class LateStore(MemoryStore):
+    """A store that, when told to, is late with one answer: what it says then is what was so when it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late, self.asked, self.go = False, threading.Event(), threading.Event()
+
+    def get_many(self, keys: Collection[bytes]) -> dict[bytes, bytes]:
+        found = super().get_many(keys)
+        if self.late:
+            self.late = False
+            self.asked.set()
+            assert self.go.wait(SECONDS)
+        return found
+
+
+def test_callers_who_miss_each_other(bench: Bench) -> None:
+    """What another caller's request brought between looking for it and sending for it is not sent again."""
+    gate, store = threading.Event(), LateStore()
+    bench.server.play(hold(gate))
+    with bench.open(store=store, cache_dir=None) as embedder:
+        first = embedder.begin(["a", "b"])
+        assert bench.server.wait_for(1, SECONDS)
+        store.late = True
+        second = embedder.begin(["b", "a", "b"])
+        assert store.asked.wait(SECONDS)
+        gate.set()
+        assert soon(lambda: len(list(store.scan())) == 2)
+        assert soon(lambda: not embedder.face._engine._buyer._flights)
+        store.go.set()
+        mine, yours = first.result(SECONDS), second.result(SECONDS)
+    assert same(mine.vectors, right(["a", "b"]))
+    assert same(yours.vectors, right(["b", "a", "b"]))
+    assert counts(yours) == (3, 0, 0, 0)
+    assert len(bench.server.requests) == 1
 
 
 def test_callers_who_meet_share_a_failure(bench: Bench) -> None:
