@@ -8,6 +8,7 @@ from embcache._version import __version__
 from embcache.cli.common import EXIT_CODES, run
 from embcache.cli.embed import embed
 from embcache.cli.stats import stats
+from embcache.cli.verify import verify
 
 # Without markup, help and usage errors are plain lines: quick to show (rich is not loaded), and the same in every
 # terminal, pipe and document. Pretty tracebacks show the values of variables, and so texts and keys: never.
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command(epilog=EXIT_CODES)(embed)
 app.command(epilog=EXIT_CODES)(stats)
+app.command(epilog=EXIT_CODES)(verify)
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer's own signature of a callback

@@ -336,29 +336,16 @@ def test_standard_output_closed(folder: Path, server: Upstream) -> None:
 
 # What is wrong with the files
 
-FAULTY = {
-    "not JSON": ("in.jsonl", b'{"text": "CANARY"}\n{"text": "CANARY\n', "line 2: not JSON"),
-    "too deep": ("in.jsonl", b"[" * 100_000, "line 1: not JSON"),
-    "a list": ("in.jsonl", b'\n["CANARY"]\n', "line 2: not a JSON object"),
-    "no field": ("in.jsonl", b'{"CANARY": "x"}\n', "line 1: has no field 'text'"),
-    "a number": ("in.jsonl", b'{"text": 7}\n', "line 1: the field 'text' holds a number, not a text"),
-    "null": ("in.jsonl", b'{"text": null}\n', "line 1: the field 'text' holds null, not a text"),
-    "an object": ("in.jsonl", b'{"text": {"CANARY": 1}}\n', "line 1: the field 'text' holds an object, not a text"),
-    "empty": ("in.jsonl", b'{"text": "CANARY"}\n{"text": ""}\n', "line 2: the text is empty"),
-    "surrogate": ("in.jsonl", b'{"text": "CANARY \\ud800"}\n', "line 1: the text holds half of a surrogate pair"),
-    "encoding of .jsonl": ("in.jsonl", b'{"text": "CANARY \xe9"}\n', "line 1: not UTF-8"),
-    "encoding of .txt": ("in.txt", b"CANARY\nCANARY \xe9\n", "line 2: not UTF-8"),
-    "encoding of .csv": ("in.csv", b"text\nCANARY\nCANARY \xe9\n", "line 3: not UTF-8"),
-    "short row": ("in.csv", b"id,text\n1,CANARY\n2\n", "line 3: has no cell in the column 'text'"),
-    "empty cell": ("in.csv", b'id,text\n1,"CANARY\nCANARY"\n2,\n', "line 4: the text is empty"),
-    "open quote": ("in.csv", b'text\n"CANARY\nCANARY', "line 3: not CSV: unexpected end of data"),
-}
 
-
-@pytest.mark.parametrize("fault", FAULTY)
-def test_faulty_line(folder: Path, server: Upstream, fault: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("in.jsonl", b'{"text": "CANARY"}\n{"text": "CANARY\n', "line 2: not JSON"),
+        ("in.csv", b'id,text\n1,"CANARY\nCANARY"\n2,\n', "line 4: the text is empty"),
+    ],
+)
+def test_faulty_line(folder: Path, server: Upstream, name: str, content: bytes, message: str) -> None:
     """A fault in a file is told by file and line, never by its text, and before anything is sent or stored."""
-    name, content, message = FAULTY[fault]
     write(folder / "good.txt", passages(3))
     (folder / name).write_bytes(content)
 
