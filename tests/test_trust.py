@@ -85,9 +85,7 @@ def test_eight_processes_on_one_cold_corpus_send_each_text_once(server: Upstream
 def test_a_dead_holder_of_a_lease_delays_for_seconds_only(server: Upstream, tmp_path: Path) -> None:
     """What a process that was killed had leased is bought by another one once the lease is over."""
     with embedder(server, tmp_path) as one:
-        key = one.embed("a text") is not None
-        assert key
-    server.script.clear()
+        one.embed("a text")
     code = """
         import sys, os
         from embcache import CachedEmbedder
