@@ -10,7 +10,7 @@ from embcache.cli.common import CacheDir, Code, ProviderName, many, say
 def embed(  # noqa: PLR0913 - its options
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILE", help=".txt (a text a line), .jsonl, .csv, or - for lines of standard input."),
+        typer.Argument(metavar="FILE...", help=".txt (a text a line), .jsonl, .csv, or - for lines of standard input."),
     ],
     *,
     out: Annotated[

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from contextlib import closing, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -466,3 +467,26 @@ def test_a_store_that_is_dropped(folder: Path) -> None:
     gc.collect()
     mine[0].join(5)
     assert not mine[0].is_alive()
+
+
+def test_a_store_that_is_dropped_while_it_writes(folder: Path) -> None:
+    """A store whose last write nobody waited for ends with that write, on whichever thread it is let go last."""
+    store, go = DiskStore(folder), threading.Event()
+    store.put_many(records(1), space=b"s")
+    thread = store._writer._thread
+    assert thread is not None
+
+    def overdue(kept: DiskStore) -> None:
+        go.wait(10)
+        assert kept.directory == folder
+
+    with suppress(StoreBusy):
+        store._writer.run(partial(overdue, store), 0.05)
+    del store
+    gc.collect()
+    go.set()
+    deadline = time.monotonic() + 5
+    while thread.is_alive() and time.monotonic() < deadline:
+        gc.collect()
+        thread.join(0.05)
+    assert not thread.is_alive()
