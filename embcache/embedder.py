@@ -1,4 +1,7 @@
-"""The two faces of the engine: ``CachedEmbedder`` and its asynchronous twin ``AsyncCachedEmbedder``."""
+"""The two faces of the engine: ``CachedEmbedder`` and its asynchronous twin ``AsyncCachedEmbedder``.
+
+Over 400 lines, most of which tell users what each argument is and what each method gives, takes and raises.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 Writing goes through diskcache's own connection, on one thread; reading through read-only connections of ours to the
 same file, many keys a statement. Of diskcache's private names ``Cache._con`` alone is used, and ``SCHEMA`` in
 ``folder.py`` knows the SQL of its tables; ``tests/stores/test_disk.py`` fails when a new diskcache changes either.
+
+Over 400 lines, so that no other file has to know diskcache.
 """
 
 from __future__ import annotations
