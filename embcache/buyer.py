@@ -3,7 +3,7 @@
 A request that was sent belongs to the buyer, not to the caller. A caller may be interrupted or go away: the request
 ends, is paid once, and what it brings is stored; what was not sent yet, and nobody else waits for, is not sent.
 
-Over 400 lines, since desk, jobs and request threads change the same few tables under one lock, and are safe to read only
+Over 400 lines, since desk, jobs and request threads change the same few tables under one lock, and are to be read
 side by side.
 """
 
