@@ -122,6 +122,10 @@ class Buyer:
         if not self.closed:
             threading.Thread(target=self._serve, name="embcache-desk", daemon=True).start()
 
+    def connections(self) -> list[object]:
+        """Return what a child of a fork must neither use nor close: none of its own."""
+        return []
+
     def after_fork(self) -> None:
         """Begin anew in a child: what is under way is the parent's to end."""
         self._begin()

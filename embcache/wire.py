@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any, cast
 
@@ -54,9 +55,10 @@ def decode_reply(body: bytes) -> Reply:
     Raises:
         BadReply: it is not JSON, or not a list of embeddings.
     """
-    try:
+    answer = None
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         answer = _decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    if answer is None:
         return _decode_slowly(body)
     rows = [_floats(d.embedding) if isinstance(d.embedding, list) else _whole(d.embedding) for d in answer.data]
     return _reply(rows, [d.index for d in answer.data], answer.model, answer.usage)

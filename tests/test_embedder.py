@@ -389,6 +389,21 @@ def test_fifty_callers(bench: Bench) -> None:
     assert sum(result.requests for result in results) == len(bench.server.requests)
 
 
+def test_single_texts_side_by_side(bench: Bench) -> None:
+    """Forty callers of one text each, a few of them the same, share requests; warm, each is answered as well."""
+    texts = [f"text {n % 35}" for n in range(40)]
+    bench.server.delay = 0.05
+    with bench.open() as embedder:
+        for _ in range(2):
+            answers = [embedder.begin(text) for text in texts]
+            for text, answer in zip(texts, answers, strict=True):
+                assert same(answer.result(SECONDS).vectors, vector(text))
+        session = embedder.session
+    assert sorted(map(str, bench.server.sent_inputs)) == sorted(set(texts))
+    assert len(bench.server.requests) < 20
+    assert (session.hits, session.misses, session.duplicates) == (45, 35, 0)
+
+
 class LateStore(MemoryStore):
     """A store that, when told to, is late with one answer: what it says then is what was so when it was asked."""
 

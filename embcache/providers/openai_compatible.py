@@ -167,9 +167,12 @@ class OpenAICompatibleProvider:
         self._client: httpx.Client | None = None
         self._lock = threading.Lock()
 
+    def connections(self) -> list[object]:
+        """Return what a child of a fork must neither use nor close."""
+        return [self._client]
+
     def after_fork(self) -> None:
         """Begin anew in a child; the connections are the parent's."""
-        _left_to_parents.append(self._client)
         self._begin()
 
     def __repr__(self) -> str:
@@ -308,9 +311,6 @@ def _host_in(response: httpx.Response) -> str:
     except ValueError:
         host = None
     return f" to {host[:100]}" if host and host.isascii() and host.isprintable() else ""
-
-
-_left_to_parents: list[object] = []
 
 
 def _request_id(response: httpx.Response, key: str | None, ask: Ask) -> str | None:

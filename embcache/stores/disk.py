@@ -50,11 +50,15 @@ LOCK_PATIENCE = 0.8
 """Seconds of these it may wait for whoever else writes."""
 SLOWEST_DISK = 8 << 20
 """Bytes a second that a disk writes at least; what is waited for a large write beyond ``PATIENCE``."""
+COST_OF_A_ROW = 2048
+"""Bytes that a row costs in time besides its own."""
 SECONDS_TO_CLOSE = 10.0
 FOLD = "PRAGMA wal_checkpoint(TRUNCATE)"
 NO_LIMIT = 2**62
 LOG_LIMIT = 32 << 20
 """Bytes the log is cut to when it has been folded into the file."""
+PAGES_OF_LOG = 128
+"""Pages after which the log is folded into a file that has a limit."""
 VERSION = 1
 """The ``user_version`` of the database: how this embcache uses it."""
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -155,15 +159,19 @@ class DiskStore:
         self._writer = Writer("embcache-writer", _teller(weakref.ref(self)))
         weakref.finalize(self, self._writer.stop)
         self._cache: Any = None  # a diskcache.Cache, which has no types; None while it is not open
+        self._raw: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._patience = LOCK_PATIENCE
         self._suspect = False
         self._events: Counter[str] = Counter()
         self._events_lock = threading.Lock()
 
+    def connections(self) -> list[object]:
+        """Return what a child of a fork must neither use nor close."""
+        return [self._cache, self._cache and self._raw, *self._reader.connections()]
+
     def after_fork(self) -> None:
         """Begin anew in a child; connections and thread are the parent's."""
-        _left_to_parents.append(self._cache)
         self._reader.after_fork()
         self._begin()
 
@@ -217,8 +225,10 @@ class DiskStore:
         release: bytes | None = None,
     ) -> None:
         """See :class:`~embcache.stores.base.Store`."""
+        evicted = 0
 
-        def put(table: Table) -> int:
+        def put(table: Table) -> None:
+            nonlocal evicted
             if pin and (held := table.value(pin[0])) != pin[1]:
                 if held is not None:
                     raise PinConflict
@@ -230,9 +240,9 @@ class DiskStore:
                 table.add(account, counts)
             if release is not None:
                 table.release(release)
-            return evicted
 
-        self._happened("evicted", self._transact(put, sum(map(len, records.values()))))
+        size = sum(len(record) + COST_OF_A_ROW for record in records.values())
+        self._transact(put, size, lambda: self._happened("evicted", evicted))
 
     def delete_many(self, keys: Collection[bytes]) -> int:
         """See :class:`~embcache.stores.base.Store`. The deleted bytes are overwritten in the file."""
@@ -291,19 +301,22 @@ class DiskStore:
             with self._events_lock:
                 self._events[name] += count
 
-    def _transact(self, action: Callable[[Table], T], size: int = 0) -> T:
-        """Carry out ``action``, which writes ``size`` bytes, within one transaction on the writer's thread."""
+    def _transact(self, action: Callable[[Table], T], size: int = 0, then: Callable[[], None] | None = None) -> T:
+        """Carry out ``action``, which writes ``size`` bytes, in a transaction on the writer's thread, and ``then``."""
         if self.read_only:
             raise StoreError(f"the cache {self.directory} is open for reading only")
 
         def transact() -> T:
             try:
-                return self._try(action)
+                result = self._try(action)
             except (sqlite3.DatabaseError, Damaged) as error:
                 if not isinstance(error, Damaged) and _code(error) not in DAMAGE:
                     raise
                 self._replace()
-                return self._try(action)
+                result = self._try(action)
+            if then is not None:
+                then()
+            return result
 
         try:
             return self._writer.run(transact, PATIENCE + size / SLOWEST_DISK)
@@ -329,7 +342,8 @@ class DiskStore:
                 connection.execute("ROLLBACK")
             raise
         if self.size_limit is not None and disk_usage(self.directory) > self.size_limit:
-            self._shrink(connection)
+            with contextlib.suppress(sqlite3.Error):  # what was committed is committed
+                self._shrink(connection)
         return result
 
     def _open(self, patience: float) -> sqlite3.Connection:
@@ -348,8 +362,11 @@ class DiskStore:
             self._examine(path, patience)
             self._cache = diskcache.Cache(_Verbatim(self.directory), disk=BytesDisk, **SETTINGS)
             self._file = seen
+            self._raw = self._connection()
             for setting in ("trusted_schema = OFF", "secure_delete = ON", f"journal_size_limit = {LOG_LIMIT}"):
                 self._connection().execute(f"PRAGMA {setting}").fetchall()
+            if self.size_limit is not None:
+                self._connection().execute(f"PRAGMA wal_autocheckpoint = {PAGES_OF_LOG}").fetchall()
             if not self._connection().execute("PRAGMA user_version").fetchone()[0]:
                 self._connection().execute(f"PRAGMA user_version = {VERSION}")
         if self._suspect:
@@ -431,6 +448,3 @@ def _code(error: BaseException) -> int:
 
 def _rebuild(directory: str, size_limit: int | None, *flags: bool) -> DiskStore:
     return DiskStore(directory, size_limit, read_only=flags[0], allow_network_fs=flags[1])
-
-
-_left_to_parents: list[object] = []

@@ -64,9 +64,12 @@ class Reader:
         self._lock = threading.Lock()
         self._held: weakref.WeakSet[_Held] = weakref.WeakSet()
 
+    def connections(self) -> list[object]:
+        """Return what a child of a fork must neither use nor close."""
+        return list(self._held)
+
     def after_fork(self) -> None:
-        """Begin anew in a child; the parent's connections are left to it (SQLite forbids to close them here)."""
-        _left_to_parents.extend(self._held)
+        """Begin anew in a child."""
         self._begin()
 
     def rows(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
@@ -165,6 +168,3 @@ class Reader:
             raise
         connection.close()
         return None
-
-
-_left_to_parents: list[_Held] = []

@@ -139,8 +139,8 @@ class Table:
         if over:
             self.delete(over)
         free = set(keys) - others
-        if free:
-            joined = b"".join(sorted(free))
+        for chunk in chunks(free):  # a note has a largest size
+            joined = b"".join(chunk)
             key = note_key(LEASE, owner + joined)
             self.note(key, seal_note(key, {"o": owner, "u": now + seconds, "s": seconds, "k": joined}))
         return free

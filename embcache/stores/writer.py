@@ -89,7 +89,8 @@ class Writer:
             thread, self._thread = self._thread, None
         if thread is not None:
             self._errands.put(None)
-            thread.join(timeout=1.0)
+            if thread is not threading.current_thread():  # which may hold the last reference to a store
+                thread.join(timeout=1.0)
 
     def _start(self) -> None:
         with self._lock:
@@ -108,5 +109,7 @@ class Writer:
                     if self._overdue is errand:
                         self._failed_late(error)
                 self._current = None
+                if self._overdue is errand:
+                    self._overdue = None
                 self._done += 1
             del errand  # it holds the store, which may be nobody's by now
