@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from embcache.types import Reply
 
 
+class Unwanted(EmbcacheError):
+    """Nobody waits any more for what was to be sent."""
+
+
 class Asker:
     """Asks ``provider`` and hands to ``keeper``.
 
@@ -58,7 +62,7 @@ class Asker:
         """
         settings = self._settings
         if not any(flight.is_wanted for flight in flights):
-            raise EmbcacheError("the caller went away before this was sent")
+            raise Unwanted("the caller went away before this was sent")
 
         def enough(state: tenacity.RetryCallState) -> bool:
             error = _error_in(state)

@@ -18,7 +18,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from embcache.asking import Asker
+from embcache.asking import Asker, Unwanted
 from embcache.batching import Cutter
 from embcache.errors import EmbcacheError, InputRejected, ProviderError
 from embcache.flight import Flight
@@ -370,6 +370,8 @@ class Buyer:
             store_error = self._asker.ask(flights, job.owner if last else None)
         except InputRejected as refusal:
             flights, failure, news = self._refused(job, cutter, part, refusal)
+        except Unwanted as error:
+            flights = self._leave_unsent(cutter, part, flights, error)
         except EmbcacheError as error:
             failure = error
             with self._changed:
@@ -390,6 +392,20 @@ class Buyer:
         self._land(flights, store_error)
         if news and self._keeper.cap.bad is not None:
             self._keeper.remember_cap()
+
+    def _leave_unsent(self, cutter: Cutter, part: Part, flights: list[Flight], error: Unwanted) -> list[Flight]:
+        """Return those flights that nobody waits for; whoever has joined another one meanwhile is sent for."""
+        with self._changed:
+            cutter.failed(part)
+            wanted = [flight for flight in flights if flight.is_wanted]
+            unwanted = [flight for flight in flights if not flight.is_wanted]
+            for flight in unwanted:
+                flight.error = error
+                if self._flights.get(flight.key) is flight:
+                    del self._flights[flight.key]  # so that nobody joins it any more
+            if wanted:
+                self._start(_Job(wanted, None, leases=False))
+        return unwanted
 
     def _give_up(self, job: _Job, cutter: Cutter, failure: EmbcacheError) -> list[Flight]:
         """Return what is not sent any more, since asking on would meet the same ``failure``."""

@@ -152,7 +152,7 @@ class Keeper:
             note = open_note(REFUSAL + digest, held.get(REFUSAL + digest))
             if note is not None and 0 <= time.time() - note["t"] < REFUSAL_SECONDS:
                 told = f"{note['s']}" + (f" {note['c']}" if note["c"] else "")
-                reason = f"refused before ({told}), which is remembered for a day; refresh=True asks again"
+                reason = f"refused before ({told}); it is not asked for again for a day, unless with refresh=True"
                 known[number] = InputRejected(reason, status=note["s"], code=note["c"])
         return known
 

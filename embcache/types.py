@@ -203,4 +203,4 @@ def show_money(amount: float | None) -> str:
     """Return an amount for people: two decimals, more where it is small, and ``unknown`` for None."""
     if amount is None:
         return "price unknown"
-    return f"${amount:,.2f}" if amount == 0 or amount >= 1 else f"${amount:.2g}"
+    return f"${amount:,.2f}" if amount == 0 or amount >= 1 else f"${amount:.6f}".rstrip("0")

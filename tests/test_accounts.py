@@ -14,7 +14,7 @@ from embcache import CacheStats, EmbcacheError
 from embcache.report import as_json
 
 from tests import twins
-from tests.twins import Bench, right, same, soon
+from tests.twins import Bench, right, same, say, soon
 from tests.upstream import edit, proper, reset_midway, short_body, status, tokens
 
 if TYPE_CHECKING:
@@ -287,10 +287,8 @@ for line in sys.stdin:
 
 
 def ask(child: subprocess.Popen[str], texts: list[str], *, refresh: bool) -> str:
-    assert child.stdin
+    say(child, json.dumps([texts, refresh]))
     assert child.stdout
-    child.stdin.write(json.dumps([texts, refresh]) + "\n")
-    child.stdin.flush()
     return child.stdout.readline().strip()
 
 

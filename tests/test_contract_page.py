@@ -1,6 +1,6 @@
 """The contract page, row by row: what other OpenAI-compatible servers do, and what follows from it.
 
-Each test is named after its row of the page's last two tables.
+Each test is named after its row of the page's last two tables. The file is long because the page is.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ALL_NAN = {"embedding": [float("nan")] * 8}
 
 
 def change_item(number: int, **changes: object) -> Callable[[dict[str, Any]], Body]:
-    """Change single fields of one entry of an answer; None leaves a field out."""
+    """Change single fields of one entry of an answer; `...` leaves a field out."""
 
     def change(body: dict[str, Any]) -> Body:
         entry = body["data"][number] | changes

@@ -193,6 +193,10 @@ def same(one: Vector, other: Vector) -> bool:
     return (one.shape, one.dtype, one.tobytes()) == (other.shape, other.dtype, other.tobytes())
 
 
+def counts(figures: EmbedResult | CacheStats) -> tuple[int, int, int, int]:
+    return figures.hits, figures.misses, figures.duplicates, figures.requests
+
+
 def soon(condition: Callable[[], object]) -> bool:
     """Wait for what another thread is about to do."""
     deadline = time.monotonic() + SECONDS
@@ -201,18 +205,38 @@ def soon(condition: Callable[[], object]) -> bool:
     return bool(condition())
 
 
+def everything(error: BaseException | None) -> Iterator[str]:
+    """All that an error shows, and all that those show which it came of."""
+    while error is not None:
+        yield f"{error}\n{error!r}\n{error.args!r}\n{vars(error)!r}"
+        yield from (str(note) for note in getattr(error, "__notes__", ()))
+        yield from everything(error.__cause__)
+        error = error.__context__
+
+
+def say(child: subprocess.Popen[str], line: str) -> None:
+    """Give a program a line to read."""
+    assert child.stdin
+    child.stdin.write(line + "\n")
+    child.stdin.flush()
+
+
 def files_of(folder: Path) -> bytes:
     """Return every byte of every file in a folder."""
     return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
 PROLOGUE = """
-import json, sys
+import asyncio, json, sys
 import embcache.stores.disk
 from tests.twins import SECONDS, open_twin
 embcache.stores.disk.PATIENCE = SECONDS  # as in `bench`
 face, settings = json.loads(sys.argv[1])
 embedder = open_twin(face, **settings)
+
+def call(texts):
+    "Ask from the main thread, where signals arrive."
+    return asyncio.run(embedder.face.embed(texts)) if face == "async" else embedder.embed(texts)
 """
 
 
