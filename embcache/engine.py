@@ -100,6 +100,8 @@ class Engine:
         """
         inputs = Inputs(texts, texts, "text", single=False)
         results: list[EmbedResult | None] = [None] * len(texts)
+        if self._buyer.closed:
+            return results
         try:
             inputs.check(range(len(texts)))
             keys, digests = fingerprints(self.settings.space, "text", inputs.payloads(range(len(texts))))

@@ -436,7 +436,7 @@ def test_4_adapt_the_batch(bench: Bench) -> None:
     bench.server.cap = 16
     bench.server.poison = {"text 33"}
     texts = [f"text {n}" for n in range(400)]
-    with bench.open() as embedder:
+    with bench.open(max_concurrency=1) as embedder:
         with pytest.raises(InputRejected) as caught:
             embedder.embed(texts)
         assert (caught.value.indexes, caught.value.kept) == ((33,), 399)

@@ -102,6 +102,26 @@ def test_what_nobody_waits_for_is_not_sent(bench: Bench) -> None:
     assert len(bench.server.sent_inputs) <= 2 + 5 + 1 + 5
 
 
+@pytest.mark.parametrize("bench", ["async"], indirect=True)
+def test_what_was_not_sent_keeps_nobody_waiting(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a cancelled call was about to buy, and did not, can be bought at once by the next caller."""
+    # A lease that is left behind ends by itself after seconds: here never, so that it cannot go unnoticed.
+    monkeypatch.setattr("embcache.buyer.LEASE_SECONDS", 3600.0)
+    gate = threading.Event()
+    bench.server.play(hold(gate))
+    with bench.open(max_concurrency=1) as embedder:
+        busy = embedder.begin(["a", "b"])
+        assert bench.server.wait_for(1, SECONDS)
+        gone = embedder.begin(TEXTS)
+        assert soon(lambda: len(embedder.face._engine._buyer._flights) == 2 + 25)
+        assert gone.cancel()
+        gate.set()
+        busy.result(SECONDS)
+        assert soon(lambda: not embedder.face._engine._buyer._flights)
+        assert same(embedder.begin(TEXTS).result(SECONDS).vectors, right(TEXTS))
+    assert bench.server.sent_inputs == ["a", "b", *TEXTS]
+
+
 INTERRUPTED = """
 texts = json.loads(sys.stdin.readline())
 try:
