@@ -11,7 +11,7 @@ import pytest
 from embcache import InputRejected, ProviderError
 
 from tests import twins
-from tests.twins import Bench, right, same
+from tests.twins import SECONDS, Bench, right, same
 from tests.upstream import status, tokens
 
 if TYPE_CHECKING:
@@ -196,6 +196,18 @@ def test_the_only_input_is_refused(bench: Bench) -> None:
     assert (caught.value.indexes, caught.value.kept) == ((0,), 0)
     assert (caught.value.status, caught.value.code, caught.value.request_id) == (422, "INVALID_REQUEST_BODY", "req-7")
     assert len(bench.server.requests) == 1
+
+
+@pytest.mark.parametrize("texts", [["bad"], ["bad", "a", "b", "c"], ["a", "b", "c", "bad"]], ids=len)
+def test_a_refusal_keeps_nobody_waiting(bench: Bench, monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
+    """What was refused can be asked for at once by another embedder, and again by the same."""
+    # A lease that is left behind ends by itself after seconds: here never, so that it cannot go unnoticed.
+    monkeypatch.setattr("embcache.buyer.LEASE_SECONDS", 3600.0)
+    bench.server.poison = {"bad"}
+    with bench.open() as one, bench.open() as two:
+        for embedder in (one, two, one):
+            assert isinstance(embedder.begin(texts).exception(SECONDS), InputRejected)
+        assert one.stats().entries == len(texts) - 1
 
 
 def test_refused_token_ids(bench: Bench) -> None:
