@@ -27,9 +27,13 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 ENTRIES = st.tuples(
     st.sampled_from(["", "m", "baai/bge-m3"]) | NAMES,
     st.none() | st.sampled_from([0, 1, 127, 128]) | st.integers(0, 2**40),
-    st.sampled_from([0, 1_770_000_000]) | st.integers(0, 2**33),
+    st.sampled_from([0, 1_770_000_000, 1_770_000_001]) | st.integers(0, 2**33),
     st.booleans(),
 )
+
+
+# Those that msgpack spells in one, three, five and nine bytes, and the last and first of each.
+TIMES = st.sampled_from([0, 127, 128, 2**16 - 1, 2**16, 1_770_000_000, 1_770_000_001, 2**32 - 1, 2**32, 2**33])
 
 
 def rows(dims: int) -> st.SearchStrategy[bytes]:
@@ -356,7 +360,7 @@ def test_largest_record() -> None:
         reference.seal(MINE, reference.pack(body(d=len(row) // 4, v=row, m="m" * (1 + spare + more))))
         for more in (0, 1)
     )
-    assert (len(fits), len(too_long)) == (codec.MAX_RECORD, codec.MAX_RECORD + 1)
+    assert (len(fits), len(too_long)) == (codec.MAX_RECORD, codec.MAX_RECORD + 1) == (1_048_576, 1_048_577)
     assert opened(fits).hits == [0]
     assert fault_of(too_long) == "corrupt"
 
@@ -404,6 +408,45 @@ def test_good_among_bad(data: st.DataObject) -> None:
     assert list(told_back) == expected
     assert found.faults == faults
     assert found.vectors.shape == (len(expected), 2)
+
+
+@given(st.data())
+def test_what_was_understood_before_changes_nothing(data: st.DataObject) -> None:
+    """Records are read the same by who has read others before, of whatever length, time and form."""
+    understood: codec.Understood = {}
+    for _ in range(data.draw(st.integers(1, 4))):
+        dims = data.draw(st.sampled_from([None, 1, 2]))
+        records: list[bytes] = []
+        for length, surplus in data.draw(
+            st.lists(st.tuples(st.sampled_from([1, 2]), st.sampled_from([0, 0, 4, 8])), max_size=5)
+        ):
+            told = data.draw(st.tuples(st.just("m"), st.sampled_from([None, 7]), TIMES, st.booleans()))
+            sound = codec.seal_entry(MINE, data.draw(rows(length)), make(bytes(4 * length), told))
+            records.append(reference.seal(MINE, sound[44:] + data.draw(st.binary(min_size=surplus, max_size=surplus))))
+        fresh = codec.open_entries(records, [MINE] * len(records), dims)
+        found = codec.open_entries(records, [MINE] * len(records), dims, understood)
+        assert (found.hits, found.entries, found.faults) == (fresh.hits, fresh.entries, fresh.faults)
+        assert found.vectors.tobytes() == fresh.vectors.tobytes()
+
+
+def test_something_behind_a_vector_of_another_length() -> None:
+    """Bytes behind a vector are no longer vector, also where all that precedes them was read before."""
+    understood: codec.Understood = {}
+    short = codec.seal_entry(MINE, struct.pack("<f", 1.0), Entry(1, "m", 7, exact=True, created=1_770_000_000))
+    longer = reference.seal(MINE, short[44:] + struct.pack("<f", 2.0))
+    assert codec.open_entries([short], [MINE], 1, understood).hits == [0]
+    for dims in (1, 2, None):
+        assert codec.open_entries([longer], [MINE], dims, understood).faults == {"corrupt": 1}
+
+
+def test_what_is_understood_is_bounded() -> None:
+    """However many different entries are read, what is remembered of them stays within its bound."""
+    understood: codec.Understood = {}
+    row = struct.pack("<f", 1.0)
+    entries = [Entry(1, "m", number, exact=True, created=1_770_000_000 + number) for number in range(7000)]
+    records = [codec.seal_entry(MINE, row, entry) for entry in entries]
+    assert codec.open_entries(records, [MINE] * len(records), 1, understood).entries == entries
+    assert len(understood) <= codec.MAX_UNDERSTOOD + 2
 
 
 @pytest.mark.parametrize("first", [1, 2, 3])

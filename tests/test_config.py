@@ -106,6 +106,25 @@ def test_arguments() -> None:
     assert (parts.store, parts.owns_store) == (store, False)
 
 
+@pytest.mark.parametrize(
+    "least",
+    [
+        {"dimensions": 1},
+        {"batch_size": 1},
+        {"max_concurrency": 1},
+        {"max_retries": 0},
+        {"memory_size": 1_048_576},
+        {"timeout": 0.001},
+        {"prices": {"m": 0}},
+    ],
+    ids=" ".join,
+)
+def test_the_least_that_works(least: dict[str, Any]) -> None:
+    """The smallest value of each setting is taken as it is."""
+    settings = build(**least).settings
+    assert all(getattr(settings, name) == value for name, value in least.items())
+
+
 # Where
 
 
@@ -423,9 +442,9 @@ def test_own_store() -> None:
 
 def test_store_on_disk(tmp_path: Path) -> None:
     """A folder and a limit make a store there, which is ours to close; nothing is made before it is needed."""
-    parts = build(cache_dir=tmp_path / "cache", size_limit=2**30)
+    parts = build(cache_dir=tmp_path / "cache", size_limit=1_048_576)
     assert isinstance(parts.store, DiskStore)
-    assert (parts.store.directory, parts.store.size_limit) == (tmp_path / "cache", 2**30)
+    assert (parts.store.directory, parts.store.size_limit) == (tmp_path / "cache", 1_048_576)
     assert parts.owns_store
     assert not (tmp_path / "cache").exists()
     parts.store.close()

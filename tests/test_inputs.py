@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import itertools
 import json
 from collections import OrderedDict, deque
 from enum import StrEnum
@@ -13,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embcache.errors import InvalidInput
-from embcache.inputs import Inputs, read_inputs
+from embcache.errors import ConfigError, InvalidInput
+from embcache.inputs import Inputs, in_batches, masks, read_inputs
 from embcache.types import Ask
 from embcache.wire import encode_request
 
@@ -294,6 +295,82 @@ def test_only_what_is_sent_is_checked() -> None:
     with pytest.raises(InvalidInput):
         read_inputs([NO_IDS])
     assert read_inputs([[1], [2], [3]]).payloads([2, 0]) == [b"\x03\0\0\0", b"\x01\0\0\0"]
+
+
+# What is too much for one call
+
+
+@given(st.lists(TEXTS) | st.lists(IDS), st.integers(1, 4))
+def test_in_batches(items: list[Any], size: int) -> None:
+    """Any iterable comes in batches of the given size, the last one smaller, each knowing how many came before it."""
+    batches = list(in_batches(iter(items), size))
+    assert [list(batch.items) for batch in batches] == [
+        items[start : start + size] for start in range(0, len(items), size)
+    ]
+    assert [batch.offset for batch in batches] == list(range(0, len(items), size))
+    assert not any(batch.single for batch in batches)
+
+
+def test_batches_are_read_as_they_are_needed() -> None:
+    """An iterable may be endless: no more of it is read than what was asked for."""
+    source = itertools.count()
+    batches = in_batches((f"text {number}" for number in source), 3)
+    assert [list(next(batches).items) for _ in range(2)] == [
+        [f"text {n}" for n in range(start, start + 3)] for start in (0, 3)
+    ]
+    assert next(source) == 6
+
+
+@pytest.mark.parametrize(
+    ("given", "indexes"),
+    [
+        (["a", "b", "c", "d", 1], (4,)),
+        (["a", "b", None, "d"], (2,)),
+        ([[1], [2], [3], NO_IDS], (3,)),
+        ([[1], [2], [-1]], (2,)),
+        ([1, 2, 3], (0,)),
+        ([[1], [2], 3, 4], (2,)),
+    ],
+    ids=name,
+)
+def test_mistakes_in_batches(given: list[object], indexes: tuple[int, ...]) -> None:
+    """A wrong input is named by its place in all that is iterated over, and what came before it has been given."""
+    batches = in_batches(given, 2)
+    with pytest.raises(InvalidInput) as caught:
+        for number, batch in enumerate(batches):
+            assert list(batch.items) == given[2 * number : 2 * number + 2]
+    assert caught.value.indexes == indexes
+
+
+def test_mistakes_that_are_found_later() -> None:
+    """A text that cannot be sent is named by its place among all, too."""
+    *_, last = in_batches(["a", "b", "c", "", "e", "\ud800", ""], 4)
+    with pytest.raises(InvalidInput, match="empty") as caught:
+        last.check(range(3))
+    assert caught.value.indexes == (6,)
+    with pytest.raises(InvalidInput, match="surrogate") as caught:
+        last.check(range(2))
+    assert caught.value.indexes == (5,)
+
+
+@pytest.mark.parametrize("given", [*NO_INPUTS, "a text"], ids=name)
+def test_nothing_to_iterate_over(given: object) -> None:
+    """What is no iterable of inputs is refused, and so is a text, whose letters nobody means."""
+    with pytest.raises(InvalidInput):
+        next(in_batches(given, 2))
+
+
+@pytest.mark.parametrize(("errors", "masked"), [("raise", False), ("mask", True)])
+def test_what_to_do_about_refused_inputs(errors: str, masked: bool) -> None:
+    """Refused inputs are raised or masked."""
+    assert masks(errors) == masked
+
+
+@pytest.mark.parametrize("errors", ["", "Mask", "ignore", None, True])
+def test_anything_else_to_do(errors: object) -> None:
+    """There is no third way."""
+    with pytest.raises(ConfigError, match="errors"):
+        masks(errors)
 
 
 def replace_first(given: list[Any]) -> None:
