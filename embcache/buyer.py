@@ -364,10 +364,11 @@ class Buyer:
         flights = job.flights[part.start : part.stop]
         failure: EmbcacheError | None = None
         store_error: EmbcacheError | None = None
-        news = False
+        news = released = False
         last = job.leases and cutter.is_last(part)
         try:
             store_error = self._asker.ask(flights, job.owner if last else None)
+            released = last and store_error is None
         except InputRejected as refusal:
             flights, failure, news = self._refused(job, cutter, part, refusal)
         except Unwanted as error:
@@ -388,7 +389,7 @@ class Buyer:
             if ended:
                 self._end(job)
         if ended:
-            self._leave(job, cutter, released=last and failure is None and store_error is None)
+            self._leave(job, cutter, released=released)
         self._land(flights, store_error)
         if news and self._keeper.cap.bad is not None:
             self._keeper.remember_cap()

@@ -428,7 +428,9 @@ class AsyncCachedEmbedder(_Face):
 
     def _peek_all(self, loop: asyncio.AbstractEventLoop) -> None:
         together = self._together.pop(loop)
-        found = self._engine.peek([text for text, _ in together])
+        found: list[EmbedResult | None] = [None] * len(together)
+        with contextlib.suppress(Exception):  # whoever is not answered here asks by itself, and meets it there
+            found = self._engine.peek([text for text, _ in together])
         for (_, answer), result in zip(together, found, strict=True):
             if not answer.done():  # else its task was cancelled
                 answer.set_result(result)

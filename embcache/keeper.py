@@ -177,7 +177,7 @@ class Keeper:
             for flight, _, _ in sound:
                 reason = f"the provider's vector has {dims} dimensions instead of {self.dims}; it was not stored"
                 flight.row, flight.entry, flight.error = None, None, BadReply(reason, status=200, of_inputs=True)
-            return self._put({}, usage)
+            return self._put({}, usage, release=release)
         if records:
             self._dims = dims
         if records and failure is None:
