@@ -252,9 +252,9 @@ def open_entries(
                 dims, width = (first.dims, first.dims * FLOAT32.itemsize) if first else (dims, 0)
                 before = record[HEAD:-width] if width else b""
             entry = _understand(record, before, width, understood) if width else None
-            if entry is None or entry.dims != dims:
-                faults["corrupt"] += 1
-                continue
+        if entry is None or entry.dims != dims:
+            faults["corrupt"] += 1
+            continue
         hits.append(position)
         entries.append(entry)
         rows.append(record[-width:])

@@ -116,7 +116,8 @@ def in_batches(given: object, size: int) -> Iterator[Inputs]:
         InvalidInput: it is no iterable of inputs, or holds what cannot be embedded; indexes count from the first.
     """
     kind = type(given).__name__
-    if not isinstance(given, Iterable) or isinstance(given, (str, *NO_INPUTS)):
+    no_list = isinstance(given, np.ndarray) and not given.ndim
+    if no_list or not isinstance(given, Iterable) or isinstance(given, (str, *NO_INPUTS)):
         raise InvalidInput(f"a {kind} is no iterable of inputs; give texts, or lists of token ids, one after the other")
     source = iter(cast("Iterable[object]", given))
     offset = 0

@@ -164,6 +164,14 @@ def test_notes_round_trip(key: bytes, note: dict[str, Any]) -> None:
     assert codec.open_note(key, None) is None
 
 
+@pytest.mark.parametrize("inner", [0, 3, 4])
+def test_maps_in_a_note(inner: int) -> None:
+    """A note of more than four maps, itself counted, is no note of ours."""
+    note: dict[str, reference.Packable] = {str(number): {"a": number} for number in range(inner)}
+    opened_note = codec.open_note(b"key", reference.seal_note(b"key", note))
+    assert opened_note == (note if inner < 4 else None)
+
+
 # What was damaged
 
 
@@ -437,6 +445,17 @@ def test_something_behind_a_vector_of_another_length() -> None:
     assert codec.open_entries([short], [MINE], 1, understood).hits == [0]
     for dims in (1, 2, None):
         assert codec.open_entries([longer], [MINE], dims, understood).faults == {"corrupt": 1}
+
+
+@pytest.mark.parametrize("time", [0, 1, 127, 128, 2**16 - 1])
+def test_a_longer_form_of_the_time(time: int) -> None:
+    """A time in more bytes than it needs is damage, also where all that surrounds it was read before."""
+    understood: codec.Understood = {}
+    sound = codec.seal_entry(MINE, struct.pack("<f", 1.0), Entry(1, "m", 7, exact=True, created=1_770_000_000))
+    assert codec.open_entries([sound], [MINE], 1, understood).hits == [0]
+    told = sound[44:].replace(struct.pack(">I", 1_770_000_000), struct.pack(">I", time))
+    assert len(told) == len(sound[44:])
+    assert codec.open_entries([reference.seal(MINE, told)], [MINE], 1, understood).faults == {"corrupt": 1}
 
 
 def test_what_is_understood_is_bounded() -> None:
