@@ -1,7 +1,7 @@
 """What one ``embed()`` does, from inputs to result: look up, send for what is missing, put together.
 
-The synchronous and the asynchronous face share it: ``begin()`` answers at once, and the call's future completes when
-everything is there; how a face waits for it is the face's own.
+The synchronous and the asynchronous face share it: ``begin()`` answers at once, and the call's ``wake`` is called when
+everything is there; how a face waits for that is the face's own.
 """
 
 from __future__ import annotations
