@@ -1,4 +1,4 @@
-"""Asks the provider for some inputs: retried, judged, billed and stored; one request at a time."""
+"""Asks the provider for some inputs: retried, judged and billed; one request at a time."""
 
 from __future__ import annotations
 
@@ -49,12 +49,8 @@ class Asker:
         self._lock = threading.Lock()
         self.stopping = threading.Event()
 
-    def ask(self, flights: Sequence[Flight], release: bytes | None) -> EmbcacheError | None:
-        """Send one request until it is answered; give its flights what came; return what went wrong with the store.
-
-        Args:
-            flights: what to ask for.
-            release: whose leases end when the answer is stored.
+    def ask(self, flights: Sequence[Flight]) -> dict[str, int]:
+        """Send one request until it is answered; give its flights what came; return the bill, which is not booked yet.
 
         Raises:
             InputRejected: the request was refused for what it holds.
@@ -88,14 +84,14 @@ class Asker:
             reraise=True,
         )
         try:
-            return retrying(self._attempt, ask, flights, release)
+            return retrying(self._attempt, ask, flights)
         except EmbcacheError:
             raise
         except Exception as error:  # noqa: BLE001 - a provider may be anybody's, and somebody waits for these flights
             raise _foreign(error) from None
 
-    def _attempt(self, ask: Ask, flights: Sequence[Flight], release: bytes | None) -> EmbcacheError | None:
-        """Send one request once: book it, judge the answer, store what is good."""
+    def _attempt(self, ask: Ask, flights: Sequence[Flight]) -> dict[str, int]:
+        """Send one request once, and judge the answer; return what it was billed."""
         owner = flights[0].calls[0]
         try:
             reply = self._provider.embed(ask)
@@ -125,7 +121,7 @@ class Asker:
             else:
                 flight.row = row
                 flight.entry = Entry(len(row) // FLOAT32.itemsize, model, share, exact, created)
-        return self._keeper.keep(flights, bill, release)
+        return bill
 
     def _sent(self, flights: Sequence[Flight]) -> None:
         """Count a request."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from embcache.asking import Asker, Unwanted
 from embcache.batching import Cutter
+from embcache.delivery import Delivery, Ending, Outcome
 from embcache.errors import EmbcacheError, InputRejected, ProviderError
 from embcache.flight import Flight
 from embcache.forks import tell_after_fork
@@ -106,6 +107,7 @@ class Buyer:
 
     def _begin(self) -> None:
         self._asker = Asker(self._settings, self._provider, self._keeper)
+        self._delivery = Delivery(self._keeper, self._land, self._settings.max_concurrency)
         self._changed = threading.Condition()
         self._flights: dict[bytes, Flight] = {}
         self._jobs: deque[_Job] = deque()
@@ -252,6 +254,7 @@ class Buyer:
             threads = list(self._threads)
         for thread in threads:
             thread.join(_until(deadline))
+        self._delivery.close(_until(deadline))
         self._ended = True
         self._turn_away()
         order.done.put(None)
@@ -360,83 +363,73 @@ class Buyer:
             self._land(found)
 
     def _buy(self, job: _Job, cutter: Cutter, part: Part) -> None:
-        """Send one request, with its retries, and land its flights with whatever came of it."""
+        """Send one request, with its retries, and hand on whatever came of it; the next one need not wait for that."""
         flights = job.flights[part.start : part.stop]
-        failure: EmbcacheError | None = None
-        store_error: EmbcacheError | None = None
-        news = released = False
-        last = job.leases and cutter.is_last(part)
+        bill: dict[str, int] | None = None
+        wrong: EmbcacheError | None = None
         try:
-            store_error = self._asker.ask(flights, job.owner if last else None)
-            released = last and store_error is None
-        except InputRejected as refusal:
-            flights, failure, news = self._refused(job, cutter, part, refusal)
-        except Unwanted as error:
-            flights = self._leave_unsent(cutter, part, flights, error)
+            bill = self._asker.ask(flights)
         except EmbcacheError as error:
-            failure = error
-            with self._changed:
-                cutter.failed(part)
-        else:
-            with self._changed:
-                news = cutter.taken(part)
-        if failure is not None:
-            flights += self._give_up(job, cutter, failure)
-            for flight in flights:
-                flight.error = failure
+            wrong = error
+        self._delivery.wait_for_room()
         with self._changed:
-            ended = cutter.finished and job in self._jobs
-            if ended:
+            failure: EmbcacheError | None = None
+            news = False
+            if wrong is None:
+                news = cutter.taken(part)
+            elif isinstance(wrong, InputRejected):
+                flights, failure, news = self._refused(job, cutter, part, wrong)
+            elif isinstance(wrong, Unwanted):
+                flights = self._leave_unsent(cutter, part, flights, wrong)
+            else:
+                failure = wrong
+                cutter.failed(part)
+            if failure is not None:
+                flights += self._give_up(job, cutter, failure)
+                for flight in flights:
+                    flight.error = failure
+            ending = None
+            if cutter.finished and job in self._jobs:
                 self._end(job)
-        if ended:
-            self._leave(job, cutter, released=released)
-        self._land(flights, store_error)
-        if news and self._keeper.cap.bad is not None:
-            self._keeper.remember_cap()
+                keys = [flight.key for flight in job.flights]
+                refused = job.refused if cutter.took_any else ()
+                ending = Ending(job.owner if job.leases else None, keys, refused)
+            # With the lock held: what ends a job is delivered after all else of it.
+            self._delivery.put(Outcome(flights, bill, news and self._keeper.cap.bad is not None, ending))
 
     def _leave_unsent(self, cutter: Cutter, part: Part, flights: list[Flight], error: Unwanted) -> list[Flight]:
         """Return those flights that nobody waits for; whoever has joined another one meanwhile is sent for."""
-        with self._changed:
-            cutter.failed(part)
-            wanted = [flight for flight in flights if flight.is_wanted]
-            unwanted = [flight for flight in flights if not flight.is_wanted]
-            for flight in unwanted:
-                flight.error = error
-                if self._flights.get(flight.key) is flight:
-                    del self._flights[flight.key]  # so that nobody joins it any more
-            if wanted:
-                self._start(_Job(wanted, None, leases=False))
+        cutter.failed(part)
+        wanted = [flight for flight in flights if flight.is_wanted]
+        unwanted = [flight for flight in flights if not flight.is_wanted]
+        for flight in unwanted:
+            flight.error = error
+            if self._flights.get(flight.key) is flight:
+                del self._flights[flight.key]  # so that nobody joins it any more
+        if wanted:
+            self._start(_Job(wanted, None, leases=False))
         return unwanted
 
     def _give_up(self, job: _Job, cutter: Cutter, failure: EmbcacheError) -> list[Flight]:
         """Return what is not sent any more, since asking on would meet the same ``failure``."""
-        with self._changed:
-            left = [flight for part in cutter.drop_waiting() for flight in job.flights[part.start : part.stop]]
+        left = [flight for part in cutter.drop_waiting() for flight in job.flights[part.start : part.stop]]
         for flight in job.refused:  # it was not these inputs that were at fault
             flight.error = failure
         return left
-
-    def _leave(self, job: _Job, cutter: Cutter, *, released: bool) -> None:
-        """Tell other processes what became of a job: that its leases end, and which inputs were refused."""
-        if job.refused and cutter.took_any:
-            self._keeper.remember_refusals(job.refused)
-        if job.leases and not released:
-            self._keeper.release([flight.key for flight in job.flights], job.owner)
 
     def _refused(
         self, job: _Job, cutter: Cutter, part: Part, refusal: InputRejected
     ) -> tuple[list[Flight], EmbcacheError | None, bool]:
         """Note that ``part`` was refused; return which flights that ends, why the job ends with it, and cap news."""
-        with self._changed:
-            news = cutter.refused(part)
-            if part.size > 1:
-                return [], None, news  # they are asked for again, in two halves
-            flight = job.flights[part.start]
-            flight.error = refusal
-            job.refused.append(flight)
-            # Of single inputs gathered from many callers, some may be bad without the request being wrong.
-            hopeless = cutter.hopeless and not (job.gathers is not None and self._keeper.cap.good)
-            return [flight], _hopeless(refusal) if hopeless else None, news
+        news = cutter.refused(part)
+        if part.size > 1:
+            return [], None, news  # they are asked for again, in two halves
+        flight = job.flights[part.start]
+        flight.error = refusal
+        job.refused.append(flight)
+        # Of single inputs gathered from many callers, some may be bad without the request being wrong.
+        hopeless = cutter.hopeless and not (job.gathers is not None and self._keeper.cap.good)
+        return [flight], _hopeless(refusal) if hopeless else None, news
 
     def _land(self, flights: Sequence[Flight], store_error: EmbcacheError | None = None) -> None:
         """Tell all who wait for ``flights`` that these are there, with a vector or an error."""

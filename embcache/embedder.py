@@ -12,8 +12,6 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, Self
 from weakref import WeakKeyDictionary
 
-from embcache import config
-from embcache.engine import Engine
 from embcache.errors import InvalidInput
 from embcache.inputs import in_batches, masks, read_inputs
 
@@ -125,6 +123,10 @@ class _Face:
             "allow_network_fs": allow_network_fs,
             "progress": progress,
         }
+        # What only an embedder needs is imported when the first one is made: `import embcache` stays as quick as NumPy.
+        from embcache import config
+        from embcache.engine import Engine
+
         self._engine = Engine(config.build(**self._recipe, api_key=api_key))
         self._begin_face()
         # Runs where the embedder is no longer held, and at the interpreter's exit.

@@ -446,7 +446,7 @@ def disk(bench: Bench) -> list[Line]:
 def readers(bench: Bench) -> list[Line]:
     """Two processes that read at the same time."""
     sizes, machine = bench.sizes, bench.machine
-    common = {"texts": bench.warm_texts, "folder": bench.store, "count": sizes.warm, "times": 5}
+    common = {"texts": bench.warm_texts, "folder": bench.store, "count": sizes.warm, "times": 25}
 
     def throughput(processes: int) -> float:
         facts = machine.together("ours.reader", processes, **common)
