@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Land = Callable[[Sequence[Flight], EmbcacheError | None], None]
 
 ROOM = 2
-"""Outcomes that may wait for the store, for each request in flight: a slow disk slows the buying, and memory is bounded."""
+"""Outcomes that may wait for the store, for each request in flight: more, and the buying waits for a slow disk."""
 
 
 @dataclass(frozen=True, slots=True)

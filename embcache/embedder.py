@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import threading
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, Self
-from weakref import WeakKeyDictionary
 
 from embcache.errors import InvalidInput
 from embcache.inputs import in_batches, masks, read_inputs
+from embcache.types import EmbedResult, Usage
 
 if TYPE_CHECKING:
     import asyncio
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
+    from embcache.codec import Entry
     from embcache.flight import Call
     from embcache.inputs import Inputs
     from embcache.providers.base import Provider
     from embcache.stores.base import Store
-    from embcache.types import CacheStats, EmbedResult, Item, Space, Vectors
+    from embcache.types import CacheStats, Item, Space, Vectors
 
     OnRefusal = Literal["raise", "mask"]
+    Found = tuple[Vectors, Entry]
     EmbedInput = str | Iterable[str] | Sequence[int] | Sequence[Sequence[int]]
 
 SECONDS_AT_EXIT = 2.0
@@ -210,7 +213,7 @@ class CachedEmbedder(_Face):
         most that time out) and 30 s of waiting between two of them, ``max_concurrency`` requests side by side; and at
         most 1 s for a store that does not answer.
         """
-        if type(input) is str and not refresh and (held := self._engine.recall(input)) is not None:
+        if type(input) is str and not refresh and (held := self._engine.find_one(input)) is not None:
             return held
         return self._result(input, refresh=refresh, errors=errors).vectors
 
@@ -318,6 +321,13 @@ class CachedEmbedder(_Face):
             raise wrong
 
 
+class _Together(threading.local):
+    """Single texts that tasks of this thread's loop have asked for and that are about to be looked up."""
+
+    loop: asyncio.AbstractEventLoop | None = None
+    asked: list[tuple[str, asyncio.Future[Found | None]]] = []  # noqa: RUF012 - replaced before anything is put in
+
+
 class AsyncCachedEmbedder(_Face):
     """Embeddings of texts, bought once and kept: the twin of ``CachedEmbedder`` for asyncio.
 
@@ -325,11 +335,11 @@ class AsyncCachedEmbedder(_Face):
     is cancelled cancels no request: what was begun is paid for, and is stored.
     """
 
-    _together: WeakKeyDictionary[asyncio.AbstractEventLoop, list[tuple[str, asyncio.Future[EmbedResult | None]]]]
-    """Single texts that tasks of a loop have asked for and that are about to be looked up."""
-
     def _begin_face(self) -> None:
-        self._together = WeakKeyDictionary()
+        import asyncio
+
+        self._running_loop = asyncio.get_running_loop
+        self._together = _Together()
 
     async def embed(
         self,
@@ -339,9 +349,12 @@ class AsyncCachedEmbedder(_Face):
         errors: OnRefusal = "raise",
     ) -> Vectors:
         """Return the vectors of ``input``; see :meth:`CachedEmbedder.embed`."""
-        if type(input) is str and not refresh and (held := self._engine.recall(input)) is not None:
-            return held
-        return (await self._result(input, refresh=refresh, errors=errors)).vectors
+        if type(input) is str and not refresh:
+            if (held := self._engine.recall(input)) is not None:
+                return held
+            if (found := await self._peek(input)) is not None:
+                return found[0]
+        return (await self._end_of(*await self._begin(read_inputs(input), refresh=refresh, mask=masks(errors)))).vectors
 
     async def embed_result(
         self,
@@ -351,7 +364,10 @@ class AsyncCachedEmbedder(_Face):
         errors: OnRefusal = "raise",
     ) -> EmbedResult:
         """Return the vectors of ``input`` with what they took; see :meth:`CachedEmbedder.embed`."""
-        return await self._result(input, refresh=refresh, errors=errors)
+        if type(input) is str and not refresh and (found := await self._peek(input)) is not None:
+            vector, entry = found
+            return EmbedResult(vector, Usage(saved_tokens=entry.tokens or 0), 1, 0, 0, 0, entry.model)
+        return await self._end_of(*await self._begin(read_inputs(input), refresh=refresh, mask=masks(errors)))
 
     async def forget(self, input: EmbedInput) -> int:  # noqa: A002 - as above
         """Remove what is stored for ``input``; see :meth:`CachedEmbedder.forget`."""
@@ -411,29 +427,23 @@ class AsyncCachedEmbedder(_Face):
         self._engine.keeper.tell(stacklevel=4)
         return self._engine.finish(call)
 
-    async def _result(self, given: EmbedInput, *, refresh: bool, errors: OnRefusal) -> EmbedResult:
-        if type(given) is str and not refresh and (found := await self._peek(given)) is not None:
-            return found
-        return await self._end_of(*await self._begin(read_inputs(given), refresh=refresh, mask=masks(errors)))
-
-    async def _peek(self, text: str) -> EmbedResult | None:
+    async def _peek(self, text: str) -> Found | None:
         """Look up a single text together with those that other tasks ask for at this moment."""
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        together = self._together.setdefault(loop, [])
-        if not together:
-            loop.call_soon(self._peek_all, loop)
-        answer: asyncio.Future[EmbedResult | None] = loop.create_future()
-        together.append((text, answer))
+        loop, together = self._running_loop(), self._together
+        if together.loop is not loop:
+            together.loop, together.asked = loop, []
+        if not together.asked:
+            loop.call_soon(self._peek_all)
+        answer: asyncio.Future[Found | None] = loop.create_future()
+        together.asked.append((text, answer))
         return await answer
 
-    def _peek_all(self, loop: asyncio.AbstractEventLoop) -> None:
-        together = self._together.pop(loop)
-        found: list[EmbedResult | None] = [None] * len(together)
+    def _peek_all(self) -> None:
+        asked, self._together.asked = self._together.asked, []
+        found: list[Found | None] = [None] * len(asked)
         with contextlib.suppress(Exception):  # whoever is not answered here asks by itself, and meets it there
-            found = self._engine.peek([text for text, _ in together])
-        for (_, answer), result in zip(together, found, strict=True):
+            found = self._engine.peek([text for text, _ in asked])
+        for (_, answer), result in zip(asked, found, strict=True):
             if not answer.done():  # else its task was cancelled
                 answer.set_result(result)
 

@@ -16,14 +16,14 @@ from embcache.errors import CacheMiss, EmbcacheError, InputRejected, InvalidInpu
 from embcache.flight import Call, Flight
 from embcache.inputs import Inputs
 from embcache.keeper import Keeper
-from embcache.keys import decode_space, fingerprints
+from embcache.keys import decode_space, fingerprint, fingerprints
 from embcache.memory import Memory
 from embcache.report import begin_progress
 from embcache.types import CacheStats, EmbedResult, Usage
 from embcache.usage import figures, summarise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from embcache.codec import Entry
     from embcache.config import Parts
@@ -87,35 +87,52 @@ class Engine:
     def recall(self, text: str) -> Vectors | None:
         """Return the vector of a single text if it is held in memory: the shortest of calls."""
         found = None if self._memory is None or self._buyer.closed else self._memory.find_one(text)
-        if found is None:
-            return None
-        if self.keeper.ledger.add_hit(found[1]):
-            self._buyer.nudge()
-        return found[0]
+        return None if found is None else self._count_hit(*found)
 
-    def peek(self, texts: Sequence[str]) -> list[EmbedResult | None]:
-        """Return the results of single texts that the store has, looked up together; None for each of the others.
+    def find_one(self, text: str) -> Vectors | None:
+        """Return the vector of a single text if memory or the store has it: the short way of a call that finds.
+
+        Whatever else there is to say of it, that it is missing, damaged or no text, a whole call says.
+        """
+        if self.settings.memory_size is not None or self._buyer.closed:
+            return self.recall(text)
+        try:
+            key, digest = fingerprint(self.settings.space, "text", text.encode())
+        except UnicodeEncodeError:
+            return None
+        found = self.keeper.find_one(key, digest)
+        return None if found is None else self._count_hit(*found)
+
+    def _count_hit(self, vector: Vectors, entry: Entry) -> Vectors:
+        if self.keeper.ledger.add_hit(entry):
+            self._buyer.nudge()
+        return vector
+
+    def peek(self, texts: Sequence[str]) -> list[tuple[Vectors, Entry] | None]:
+        """Return the vectors of single texts that the store has, looked up together; None for each of the others.
 
         Nothing is sent, and nothing raised: what is not answered here is asked for by itself.
         """
-        inputs = Inputs(texts, texts, "text", single=False)
-        results: list[EmbedResult | None] = [None] * len(texts)
+        found: list[tuple[Vectors, Entry] | None] = [None] * len(texts)
         if self._buyer.closed:
-            return results
-        try:
-            inputs.check(range(len(texts)))
-            keys, digests = fingerprints(self.settings.space, "text", inputs.payloads(range(len(texts))))
-            found, opened, _ = self.keeper.look_up(keys, digests, again=True)
-        except (InvalidInput, StoreError):
-            return results
+            return found
         nudge = False
-        for place, vector, entry in zip(found, opened.vectors, opened.entries, strict=True):
-            nudge |= self.keeper.ledger.add_hit(entry)
-            usage = Usage(saved_tokens=entry.tokens or 0)
-            results[place] = EmbedResult(vector.copy(), usage, 1, 0, 0, 0, entry.model)
+        for start in range(0, len(texts), LOOK_UP):
+            some = texts[start : start + LOOK_UP]
+            inputs = Inputs(some, some, "text", single=False)
+            try:
+                inputs.check(range(len(some)))
+                keys, digests = fingerprints(self.settings.space, "text", inputs.payloads(range(len(some))))
+                places, opened, _ = self.keeper.look_up(keys, digests, again=True)
+            except (InvalidInput, StoreError):
+                continue
+            for place, vector, entry in zip(places, opened.vectors, opened.entries, strict=True):
+                nudge |= self.keeper.ledger.add_hit(entry)
+                found[start + place] = vector.copy(), entry
+            self._memorise([some[place] for place in places], opened.vectors, opened.entries, replace=False)
         if nudge:
             self._buyer.nudge()
-        return results
+        return found
 
     def finish(self, call: Call) -> EmbedResult:
         """Return what a call that is done gives, or raise what went wrong.
@@ -214,7 +231,7 @@ class Engine:
                     call.place(held, opened.vectors)
                     call.model = call.model or opened.entries[0].model
                     call.credit_all(opened.entries, [start + place for place in found])
-                    self._memorise(call, held, opened.vectors, opened.entries, replace=False)
+                    self._memorise([inputs.names[p] for p in held], opened.vectors, opened.entries, replace=False)
             if len(found) < len(positions):
                 lacking = sorted(set(range(len(positions))).difference(found))
                 missing += [(start + place, keys[place], digests[place], len(payloads[place])) for place in lacking]
@@ -248,20 +265,19 @@ class Engine:
             positions = [call.first[number] for number in landed]
             call.place(positions, vectors)
             call.model = entries[-1].model
-            self._memorise(call, positions, vectors, entries, replace=call.refresh)
+            self._memorise([call.inputs.names[p] for p in positions], vectors, entries, replace=call.refresh)
         for number, error in failed.items():
             call.mask_out(number, str(error), self.keeper.dims or 0)
 
     def _memorise(
-        self, call: Call, positions: Sequence[int], vectors: Vectors, entries: Sequence[Entry], *, replace: bool
+        self, names: Sequence[Hashable], vectors: Vectors, entries: Sequence[Entry], *, replace: bool
     ) -> None:
         """Hold in memory what was read or bought, if there is a memory tier."""
-        if self.settings.memory_size is None:
+        if self.settings.memory_size is None or not names:
             return
         if self._memory is None:
             self._memory = Memory(self.settings.memory_size, vectors.shape[1])
-        names = call.inputs.names
-        self._memory.keep([names[position] for position in positions], vectors, entries, replace=replace)
+        self._memory.keep(names, vectors, entries, replace=replace)
 
     def _settle(self, call: Call) -> None:
         """Count what a call that is done took and spared."""

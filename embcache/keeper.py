@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from embcache.batching import Cap
-from embcache.codec import open_entries, open_note, seal_entry, seal_note
+from embcache.codec import open_entries, open_entry, open_note, seal_entry, seal_note
 from embcache.errors import BadReply, EmbcacheWarning, InputRejected, StoreBusy, StoreError
 from embcache.keys import encode_space, note_key
 from embcache.ledger import Ledger
@@ -23,11 +23,12 @@ from embcache.stores.base import PinConflict
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from embcache.codec import Opened, Understood
+    from embcache.codec import Entry, Opened, Understood
     from embcache.config import Settings
     from embcache.flight import Flight, Missing
     from embcache.ledger import Accounts
     from embcache.stores.base import Store
+    from embcache.types import Vectors
 
 log = logging.getLogger("embcache")
 log.addHandler(logging.NullHandler())  # what is logged appears where the user's program wants it, or nowhere
@@ -104,6 +105,19 @@ class Keeper:
         if opened.hits:
             self._dims = opened.vectors.shape[1]
         return [there[hit] for hit in opened.hits], opened, failure
+
+    def find_one(self, key: bytes, digest: bytes) -> tuple[Vectors, Entry] | None:
+        """Return the vector held under ``key``, the caller's own, with what is kept beside it, if it proves itself.
+
+        Nothing is counted, and nothing raised: what is not answered here is to be looked up by :meth:`look_up`.
+        """
+        if self._dims is None:
+            return None
+        try:
+            record = self._store.get_many((key,)).get(key)
+        except StoreError:
+            return None
+        return None if record is None else open_entry(record, digest, self._dims, self._understood)
 
     def look_up_again(self, flights: Sequence[Flight]) -> list[Flight]:
         """Give those of ``flights`` their vectors that the store has by now, and return them."""

@@ -8,6 +8,7 @@ entry found under a key proves that it belongs to this very input (xxh3 is no de
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from hashlib import sha256
 from struct import Struct
 from typing import TYPE_CHECKING, Any
@@ -121,13 +122,29 @@ def digest_of(preimage: bytes) -> bytes:
     return sha256(preimage).digest()
 
 
-def fingerprints(space: Space, kind: Kind, payloads: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
-    """Return keys and digests of many inputs of one space, each given as its exact bytes.
+@lru_cache(maxsize=64)
+def _begun(space: Space, kind: Kind) -> tuple[Any, Any]:
+    """Return the state of both hashes after what all inputs of ``space`` and ``kind`` begin with, to be copied only.
 
-    The state of both hashes after the common prefix is kept and copied, which for short texts is most of the work.
+    Kept, since for short texts this is most of the work.
     """
     start = prefix(space, kind)
-    hashed, proven = xxhash.xxh3_128(start), sha256(start)
+    return xxhash.xxh3_128(start), sha256(start)
+
+
+def fingerprint(space: Space, kind: Kind, payload: bytes) -> tuple[bytes, bytes]:
+    """Return key and digest of one input, given as its exact bytes."""
+    hashed, proven = _begun(space, kind)
+    framed = _length(len(payload)) + payload
+    key, digest = hashed.copy(), proven.copy()
+    key.update(framed)
+    digest.update(framed)
+    return key.digest(), digest.digest()
+
+
+def fingerprints(space: Space, kind: Kind, payloads: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Return keys and digests of many inputs of one space, each given as its exact bytes."""
+    hashed, proven = _begun(space, kind)
     keys: list[bytes] = []
     digests: list[bytes] = []
     for payload in payloads:

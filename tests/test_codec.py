@@ -46,7 +46,13 @@ def make(row: bytes, told: tuple[str, int | None, int, bool]) -> Entry:
 
 
 def opened(record: bytes, digest: bytes = MINE, dims: int | None = None) -> Opened:
-    return codec.open_entries([record], [digest], dims)
+    """What comes of one record; the short way for one must find the same."""
+    found = codec.open_entries([record], [digest], dims)
+    expected = dims or (found.entries[0].dims if found.hits else 2)
+    short = codec.open_entry(record, digest, expected, {})
+    told = [] if short is None else [(short[0].tobytes(), short[0].flags.writeable, short[1])]
+    assert told == [(v.tobytes(), True, e) for v, e in zip(found.vectors, found.entries, strict=True)]
+    return found
 
 
 def fault_of(record: bytes, digest: bytes = MINE, dims: int | None = None) -> str:

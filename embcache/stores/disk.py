@@ -185,7 +185,7 @@ class DiskStore:
         """See :class:`~embcache.stores.base.Store`."""
         found: dict[bytes, bytes] = {}
         try:
-            for chunk in chunks(keys):
+            for chunk in chunks(keys) if len(keys) > 1 else (keys,):
                 found.update(self._reader.rows(chunk))
         except DamagedError:
             self._suspect = True  # the next write finds out whether the file is to be set aside

@@ -16,13 +16,15 @@ from embcache.stores.folder import DAMAGE, Damaged, check, database_of, identity
 from embcache.stores.table import LAST, marks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
 CACHE_KIB = 2048
 """Memory a connection keeps for pages. SQLite's own default counts pages, of which 32 KiB each would be much."""
 SOUND = "mode = 1 AND filename IS NULL AND typeof(value) = 'blob'"
 """What is true of every row that we write."""
+
+ONE = f"SELECT key, value FROM Cache WHERE raw = 1 AND key = ? AND {SOUND}"  # noqa: S608 - our own words
 
 
 class DamagedError(StoreError):
@@ -72,13 +74,15 @@ class Reader:
         """Begin anew in a child."""
         self._begin()
 
-    def rows(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    def rows(self, keys: Collection[bytes]) -> list[tuple[bytes, bytes]]:
         """Return (key, value) of those ``keys`` that are held, at most as many as a statement takes."""
+        if len(keys) == 1:
+            return self._query(ONE, tuple(keys))
         # Looked up by key in the index alone, then read by rowid: neighbours share a page, which is then read once.
         return self._query(
             "SELECT key, value FROM Cache"  # noqa: S608 - question marks
             f" WHERE rowid IN (SELECT rowid FROM Cache WHERE raw = 1 AND key IN ({marks(keys)})) AND {SOUND}",
-            keys,
+            tuple(keys),
         )
 
     def family(self, family: bytes) -> list[tuple[bytes, bytes]]:

@@ -43,7 +43,7 @@ def note_key(family: bytes, name: bytes) -> bytes:
     return family + sha256(name).digest()
 
 
-def marks(values: Sequence[object]) -> str:
+def marks(values: Collection[object]) -> str:
     """Return a question mark for each value."""
     return ",".join("?" * len(values))
 
