@@ -85,8 +85,9 @@ class _Face:
                 process; None holds none.
             batch_size: inputs in one request at most.
             max_concurrency: requests in flight at most.
-            timeout: seconds for one request as a whole. One that timed out may have been billed; it is sent once more.
-            max_retries: attempts after the first, on 408, 409, 425, 429, 5xx and broken connections.
+            timeout: seconds for one request as a whole, without the look-up of the server's name, which is the system's.
+            max_retries: attempts after the first, on 408, 409, 425, 429, 5xx and where there is no connection. What may
+                have been billed is sent once more at most: a time-out, a connection that broke, a 200 of no use.
             prices: dollars for a million tokens, by model, where embcache does not know them.
             provider: ``"novita"``, ``"local"``, or any :class:`~embcache.providers.Provider`; by default
                 ``EMBCACHE_PROVIDER``, else the API.

@@ -16,7 +16,8 @@ LONGEST_WAIT = 8.0
 LONGEST_OBEYED = 30.0
 """Seconds of a ``Retry-After`` that are obeyed at most."""
 TRIES_WHEN_MAYBE_BILLED = 2
-"""Times a request is sent in all when an attempt may have been billed: a time-out, or a 200 that cannot be used."""
+"""Times a request is sent in all when an attempt may have been billed: one that timed out, whose connection broke once
+it was sent, or whose answer of 200 cannot be used."""
 SERVER_ERROR = 500
 OK = 200
 
@@ -62,7 +63,7 @@ def is_worth_another(error: ProviderError, tries: int, max_retries: int) -> bool
     """
     if not error.retryable or tries > max_retries:
         return False
-    maybe_billed = error.timed_out or error.status == OK
+    maybe_billed = error.timed_out or error.unaccounted or error.status == OK
     return not maybe_billed or tries < TRIES_WHEN_MAYBE_BILLED
 
 

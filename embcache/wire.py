@@ -65,13 +65,16 @@ def decode_reply(body: bytes) -> Reply:
 
 
 def read_error(body: bytes) -> tuple[str | None, str]:
-    """Return code and words of an answer that is not 200: Novita's flat form, OpenAI's wrapped one, or plain text."""
+    """Return code and words of an answer that is not 200.
+
+    Novita's flat form is read, OpenAI's wrapped one, the first of FastAPI's list of details, and plain text.
+    """
     try:
         answer: object = json.loads(body.decode())
     except (ValueError, RecursionError):
         return None, body.decode(errors="replace").strip()
     told = _map(answer)
-    told = _map(told.get("error")) or told
+    told = _map(told.get("error")) or _first(told.get("detail")) or told
     codes = (told.get(name) for name in ("reason", "code", "type", "error_type"))
     code = next((code for code in codes if isinstance(code, str) and code), None)
     words = (told.get(name) for name in ("message", "detail", "error", "msg"))
@@ -82,6 +85,10 @@ def read_error(body: bytes) -> tuple[str | None, str]:
 def _map(value: object) -> dict[str, Any]:
     """Return a JSON object as what it is, anything else as an empty one."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _first(value: object) -> dict[str, Any]:
+    return _map(next(iter(_list(value) or ()), None))
 
 
 def _list(value: object) -> list[object] | None:

@@ -157,9 +157,12 @@ def test_tries(max_retries: int) -> None:
     "error",
     [
         ProviderError("no answer", timed_out=True, retryable=True, unaccounted=True),
+        ProviderError("no connection in time", timed_out=True, retryable=True),
         ProviderError("no JSON", status=200, retryable=True, unaccounted=True),
+        ProviderError("too many vectors", status=200, retryable=True),
+        ProviderError("broke", retryable=True, unaccounted=True),
     ],
-    ids=["timed out", "unusable 200"],
+    ids=["timed out", "not connected in time", "unusable 200", "billed 200", "broke"],
 )
 def test_what_may_have_been_billed(error: ProviderError) -> None:
     """What may have been billed is tried once more at most, and not even that where no retries are wanted."""

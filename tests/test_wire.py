@@ -358,6 +358,9 @@ def test_a_model_that_cannot_be_kept(model: str) -> None:
         ({"error": {"message": "no", "code": 400}}, None, "no"),
         ({"error": "words alone"}, None, "words alone"),
         ({"detail": "Not Found"}, None, "Not Found"),
+        ({"detail": [{"type": "missing", "loc": ["body", "model"], "msg": "Field required"}]}, "missing", "Field required"),
+        ({"detail": [{"msg": "first"}, {"msg": "second"}]}, None, "first"),
+        ({"detail": [], "message": "no"}, None, "no"),
         ({"message": 7, "msg": "words"}, None, "words"),
         ({"object": "error", "message": "vLLM's", "type": "BadRequestError", "code": 400}, "BadRequestError", "vLLM's"),
         ({"error": "batch too large", "error_type": "Validation"}, "Validation", "batch too large"),
@@ -368,7 +371,7 @@ def test_a_model_that_cannot_be_kept(model: str) -> None:
     ],
 )
 def test_error_in_json(body: object, code: str | None, words: str) -> None:
-    """Novita's flat form, OpenAI's wrapped one, and those of other servers are understood."""
+    """Novita's flat form, OpenAI's wrapped one, FastAPI's list and those of other servers are understood."""
     assert wire.read_error(json.dumps(body).encode()) == (code, words)
 
 

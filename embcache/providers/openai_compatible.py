@@ -3,11 +3,13 @@
 One client, kept alive; no redirects, no compression, no more of a body than ``MAX_BODY``. The deadline of a request is
 one for the whole of it: httpx's own time-outs are pauses between bytes, which a server that drips never exceeds. So
 every single wait of the connection is cut to what is left of the deadline, below httpx, in the network backend of
-httpcore (``_Transport``); ``tests/providers/test_deadline.py`` fails when a new httpx no longer asks it.
+httpcore (``_Transport``); ``tests/providers/test_deadline.py`` fails when a new httpx no longer asks it. Only the
+look-up of the server's name is the system's own, and cannot be cut short: it takes what its resolver is set to.
 """
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from dataclasses import replace
@@ -37,7 +39,6 @@ from embcache.retry import is_retryable, read_retry_after
 from embcache.wire import decode_reply, encode_request, read_error
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Iterable
 
     from embcache.types import Ask, Reply
@@ -49,6 +50,8 @@ WRITE_SLICE = 64 << 10
 OK = 200
 REFUSALS = frozenset({400, 413, 422})
 OUT_OF_MONEY = ("insufficient_quota", "not_enough_balance", "insufficient_balance", "billing_hard_limit_reached")
+# The last is a host that is no name: one with an empty part, or too long a one.
+NOT_CONNECTED = (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError)
 
 _deadline = threading.local()
 
@@ -193,7 +196,7 @@ class OpenAICompatibleProvider:
         _deadline.at = time.monotonic() + ask.timeout
         try:
             return self._send(client, body, ask)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
             raise self._unavailable(error, ask.timeout) from None  # the cause holds the request, texts and key
         finally:
             del _deadline.at
@@ -297,11 +300,21 @@ class OpenAICompatibleProvider:
             connected = not isinstance(error, (httpx.ConnectTimeout, httpx.PoolTimeout))
             reason = f"no answer from {where} within {timeout:g} s"
             return ProviderUnavailable(reason, retryable=True, timed_out=True, unaccounted=connected)
-        if isinstance(error, (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol, httpx.InvalidURL)):
+        if isinstance(error, NOT_CONNECTED):
             reason = f"cannot connect to {where}: {redact(str(error), self._key, ())}"
+            if _is_of_certificate(error):
+                reason += ". Check base_url; an authority of your own is named by SSL_CERT_FILE"
+                return ProviderUnavailable(reason)
             return ProviderUnavailable(reason, retryable=isinstance(error, httpx.ConnectError))
         reason = f"the connection to {where} broke: {type(error).__name__}"
         return ProviderUnavailable(reason, retryable=True, unaccounted=True)
+
+
+def _is_of_certificate(error: BaseException | None) -> bool:
+    """Return whether ``error`` came of a certificate that does not hold: it will not hold the next time, either."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__
+    return error is not None
 
 
 def _host_in(response: httpx.Response) -> str:
