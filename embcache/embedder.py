@@ -85,7 +85,7 @@ class _Face:
                 process; None holds none.
             batch_size: inputs in one request at most.
             max_concurrency: requests in flight at most.
-            timeout: seconds for one request as a whole, without the look-up of the server's name, which is the system's.
+            timeout: seconds for one request as a whole; only the look-up of the server's name is the system's own.
             max_retries: attempts after the first, on 408, 409, 425, 429, 5xx and where there is no connection. What may
                 have been billed is sent once more at most: a time-out, a connection that broke, a 200 of no use.
             prices: dollars for a million tokens, by model, where embcache does not know them.

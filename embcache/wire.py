@@ -47,7 +47,7 @@ def encode_request(ask: Ask) -> bytes:
     return msgspec.json.encode(body | dict(ask.extra_body))
 
 
-def decode_reply(body: bytes) -> Reply:
+def decode_reply(body: bytes | bytearray) -> Reply:
     """Return what an answer with status 200 says, floats and base64 alike.
 
     A vector that cannot be read makes its row None; the others are read all the same, since they were paid for.
@@ -64,7 +64,7 @@ def decode_reply(body: bytes) -> Reply:
     return _reply(rows, [d.index for d in answer.data], answer.model, answer.usage)
 
 
-def read_error(body: bytes) -> tuple[str | None, str]:
+def read_error(body: bytes | bytearray) -> tuple[str | None, str]:
     """Return code and words of an answer that is not 200.
 
     Novita's flat form is read, OpenAI's wrapped one, the first of FastAPI's list of details, and plain text.
@@ -119,7 +119,7 @@ def _bad(reason: str) -> BadReply:
     return BadReply(reason, status=200, retryable=True, unaccounted=True)
 
 
-def _decode_slowly(body: bytes) -> Reply:
+def _decode_slowly(body: bytes | bytearray) -> Reply:
     """Read an answer item by item, for the sake of those items that can be read."""
     try:
         answer = _map(json.loads(body.decode()))  # takes NaN and Infinity, which some servers write

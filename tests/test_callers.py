@@ -78,7 +78,7 @@ def test_callers_who_meet_share_a_request(bench: Bench) -> None:
     assert yours.usage.saved_tokens == 2 * 4 + tokens("c")
 
 
-def test_fifty_callers(bench: Bench) -> None:
+def test_u24_fifty_callers(bench: Bench) -> None:
     """Fifty callers of the same twenty texts have each text sent once."""
     texts = [f"text {n}" for n in range(20)]
     bench.server.delay = 0.02
@@ -164,7 +164,7 @@ def test_callers_who_meet_share_a_failure(bench: Bench) -> None:
     assert counts(embedder.session)[:3] == (0, 3, 0)  # what failed is no hit
 
 
-def test_dimensions_are_pinned_by_whoever_was_first(bench: Bench) -> None:
+def test_u23_dimensions_are_pinned_by_whoever_was_first(bench: Bench) -> None:
     """Two embedders that both know no length yet agree on that of the first answer stored, and the other is told."""
     gate = threading.Event()
     with bench.open() as one, bench.open() as two:
@@ -182,7 +182,7 @@ def test_dimensions_are_pinned_by_whoever_was_first(bench: Bench) -> None:
         assert same(two.embed(["a", "b"]), right(["a", "b"]))
 
 
-def test_dimensions_that_flip_between_two_requests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_u23_dimensions_that_flip_between_two_requests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two first answers with vectors of two lengths one is taken; the other is refused, however they race."""
     gate, turns = threading.Event(), itertools.count()
 

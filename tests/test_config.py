@@ -279,7 +279,7 @@ def test_arguments_that_contradict_each_other(given: dict[str, Any]) -> None:
     "key",
     ["", "  ", "\n", f"{CANARY}\n{CANARY}", f"{CANARY} {CANARY}", f"{CANARY}\u00e9", f"{CANARY}\0", f"\x7f{CANARY}"],
 )
-def test_wrong_keys(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_u16_wrong_keys(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A key that no header can hold is refused at once, and never shown: neither the argument nor the variable."""
     with pytest.raises(ConfigError, match="api_key") as caught:
         build(api_key=key)

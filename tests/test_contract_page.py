@@ -1,6 +1,7 @@
 """The contract page, row by row: what other OpenAI-compatible servers do, and what follows from it.
 
-Each test is named after its row of the page's last two tables. The file is long because the page is.
+Each test is named after its row of the page's last two tables, behind the rows of the fault matrix that it proves. The
+file is long because the page is.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def test_batch_caps(bench: Bench, cap: int, code: int) -> None:
 
 
 @pytest.mark.parametrize(("asked", "answered"), [("base64", "float"), ("float", "base64")])
-def test_another_format_than_asked(bench: Bench, asked: str, answered: Format) -> None:
+def test_u21_another_format_than_asked(bench: Bench, asked: str, answered: Format) -> None:
     """Floats are understood where base64 was asked for, and base64 where floats were, bit for bit."""
     bench.server.answer_format = answered
     with bench.open(encoding_format=asked) as embedder:
@@ -127,7 +128,7 @@ def test_encoding_format_is_refused(bench: Bench) -> None:
 
 @pytest.mark.parametrize("order", ["as_is", "reversed", "shuffled"])
 @pytest.mark.parametrize("index", ["present", "zero_absent"])
-def test_items_out_of_order_or_index_0_missing(bench: Bench, order: Order, index: Index) -> None:
+def test_u07_items_out_of_order_or_index_0_missing(bench: Bench, order: Order, index: Index) -> None:
     """Vectors are placed by their index; where that of the first is left out, it is the one left over."""
     bench.server.order, bench.server.index = order, index
     with bench.open() as embedder:
@@ -150,13 +151,15 @@ COUNTS: dict[str, Callable[[list[Any]], object]] = {
 
 
 @pytest.mark.parametrize("change", COUNTS.values(), ids=COUNTS)
-def test_fewer_or_more_items_than_inputs(bench: Bench, at_once: None, change: Callable[[list[Any]], object]) -> None:
+def test_u07_fewer_or_more_items_than_inputs(
+    bench: Bench, at_once: None, change: Callable[[list[Any]], object]
+) -> None:
     """Another number of vectors than inputs cannot be trusted at all, not even where each has an index."""
     check_nothing_kept(bench, edit(change_data(change)), "vectors for 5 inputs")
 
 
 @pytest.mark.parametrize("usage", ["missing", "null", "negative", "string", "huge"])
-def test_usage_missing(bench: Bench, usage: Told) -> None:
+def test_u20_usage_missing(bench: Bench, usage: Told) -> None:
     """Without a usable account of tokens the vectors are good, and the request counts as one of unknown cost."""
     bench.server.usage = usage
     with bench.open() as embedder:
@@ -181,7 +184,7 @@ WORTHLESS: dict[str, tuple[Mapping[str, object], str]] = {
 
 
 @pytest.mark.parametrize(("changes", "reason"), WORTHLESS.values(), ids=WORTHLESS)
-def test_null_nan_and_all_zero_vectors(bench: Bench, changes: Mapping[str, object], reason: str) -> None:
+def test_u09_null_nan_and_all_zero_vectors(bench: Bench, changes: Mapping[str, object], reason: str) -> None:
     """A vector that says nothing is refused and its input named; its neighbours were paid for and are stored."""
     bench.server.play(edit(change_item(2, **changes)))
     check_one_refused(bench, 2, reason)
@@ -264,12 +267,12 @@ def seen_as(change: Callable[[str], str]) -> Callable[[Exchange], None]:
     ],
     ids=["wrapped", "flat", "null", "numbers", "no data", "a list", "HTML", "empty", "truncated", "no UTF-8"],
 )
-def test_200_with_an_error_body(bench: Bench, at_once: None, body: Body) -> None:
+def test_u12_200_with_an_error_body(bench: Bench, at_once: None, body: Body) -> None:
     """An answer of 200 without vectors is an error all the same; it may have been billed, so one more try at most."""
     check_nothing_kept(bench, status(200, body=body), "the provider answered 200 with")
 
 
-def test_200_with_an_error_body_once(bench: Bench, at_once: None) -> None:
+def test_u12_200_with_an_error_body_once(bench: Bench, at_once: None) -> None:
     """Where the second answer is good, the caller gets its vectors, and the first counts as of unknown cost."""
     bench.server.play(status(200, body={"error": {"message": "overloaded"}}))
     with bench.open() as embedder:
@@ -292,7 +295,7 @@ WAITS: dict[str, tuple[dict[str, str], float]] = {
 
 
 @pytest.mark.parametrize(("headers", "least"), WAITS.values(), ids=WAITS)
-def test_retry_after(
+def test_u04_retry_after(
     bench: Bench, at_once: None, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], least: float
 ) -> None:
     """A request is repeated no sooner than the server asks, in whichever form, up to a limit, and then succeeds."""
@@ -307,7 +310,7 @@ def test_retry_after(
     assert least <= second.at - first.at < 20
 
 
-def test_another_model_in_the_answer(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_u23_another_model_in_the_answer(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """The vectors of a model that calls itself otherwise are taken: one warning, each time a line in the log."""
     bench.server.model_name = "bge-m3-turbo"
     with bench.open(model="baai/bge-m3") as embedder:
@@ -361,7 +364,7 @@ def test_1_a_hit_replays(bench: Bench, answered: Format) -> None:
 
 
 @pytest.mark.parametrize("wrong", [0, 5, -1, 10**30, "1", 1.0, True, [1]], ids=repr)
-def test_2_place_by_index(bench: Bench, at_once: None, wrong: object) -> None:
+def test_u07_2_place_by_index(bench: Bench, at_once: None, wrong: object) -> None:
     """An index that is there twice, out of range or no whole number makes a reply worthless: nothing is stored."""
     check_nothing_kept(bench, edit(change_item(1, index=wrong)), "index")
 
@@ -374,7 +377,7 @@ def test_2_one_index_missing(bench: Bench) -> None:
         assert same(embedder.embed(TEXTS), right(TEXTS))
 
 
-def test_2_two_indexes_missing(bench: Bench, at_once: None) -> None:
+def test_u07_2_two_indexes_missing(bench: Bench, at_once: None) -> None:
     """Two missing indexes leave it open which is which, and that is not guessed."""
 
     def change(body: dict[str, Any]) -> Body:
@@ -402,7 +405,7 @@ UNUSABLE: dict[str, tuple[Mapping[str, object], str]] = {
 
 
 @pytest.mark.parametrize(("changes", "reason"), UNUSABLE.values(), ids=UNUSABLE)
-def test_3_check_before_storing(bench: Bench, changes: Mapping[str, object], reason: str) -> None:
+def test_u08_u09_u21_3_check_before_storing(bench: Bench, changes: Mapping[str, object], reason: str) -> None:
     """A vector that cannot be decoded, or is of another length, is refused and named; its neighbours are stored."""
     bench.server.play(edit(change_item(4, **changes)))
     check_one_refused(bench, 4, reason)
@@ -421,7 +424,7 @@ def test_3_several_faults_in_one_reply(bench: Bench) -> None:
         assert (caught.value.indexes, caught.value.kept) == ((1, 3, 5), 3)
 
 
-def test_3_nobody_can_say_which_length_is_right(bench: Bench) -> None:
+def test_u08_3_nobody_can_say_which_length_is_right(bench: Bench) -> None:
     """Where two vectors have two lengths and none is known, neither is stored."""
     bench.server.play(edit(change_item(1, embedding=[1.0] * 7)))
     with bench.open() as embedder:

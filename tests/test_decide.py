@@ -76,7 +76,7 @@ def test_no_permutation(indexes: list[int | None], count: int) -> None:
 
 
 @given(st.lists(st.none() | st.integers(-2, 6) | st.integers(), max_size=6), st.integers(1, 6))
-def test_any_indexes(indexes: list[int | None], count: int) -> None:
+def test_u07_any_indexes(indexes: list[int | None], count: int) -> None:
     """Whatever the indexes say, each input gets exactly one entry, and its own where it is named; or the reply none."""
     try:
         placed = place(indexes, count)

@@ -246,7 +246,7 @@ def test_nothing_is_left_of_what_is_forgotten(bench: Bench) -> None:
     assert not any(trace in held for trace in traces)
 
 
-def test_dimensions_are_pinned(bench: Bench) -> None:
+def test_u08_u23_dimensions_are_pinned(bench: Bench) -> None:
     """A server whose vectors change their length is refused, also by later embedders; what is stored stays good."""
     with bench.open() as embedder:
         embedder.embed(["a", "b"])
@@ -261,7 +261,7 @@ def test_dimensions_are_pinned(bench: Bench) -> None:
         assert same(embedder.embed(["c", "d"]), right(["c", "d"]))
 
 
-def test_dimensions_asked_for(bench: Bench) -> None:
+def test_u08_dimensions_asked_for(bench: Bench) -> None:
     """Vectors of the length that was asked for are taken; a server that ignores it is an error that says so."""
     with bench.open(dimensions=4) as embedder:
         assert same(embedder.embed(["a", "b"]), right(["a", "b"], 4))

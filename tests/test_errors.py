@@ -28,7 +28,19 @@ from embcache import (
 
 from tests import twins
 from tests.twins import Bench, everything, files_of, right, same
-from tests.upstream import Upstream, drip, edit, hang, header_flood, raw, redirect, reset_midway, short_body, status
+from tests.upstream import (
+    Upstream,
+    broken_chunk,
+    drip,
+    edit,
+    hang,
+    header_flood,
+    raw,
+    redirect,
+    reset_midway,
+    short_body,
+    status,
+)
 
 if TYPE_CHECKING:
     from tests.upstream import Body, Step
@@ -114,9 +126,24 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_what_a_status_means(bench: Bench, at_once: None, case: Case) -> None:
-    """Each status is an error of its class with the facts, and asked again only where that can help."""
+FINAL = {name: case for name, case in CASES.items() if case.requests == 1}
+PASSING = {name: case for name, case in CASES.items() if case.requests > 1}
+
+
+@pytest.mark.parametrize("case", FINAL.values(), ids=FINAL)
+def test_u06_what_is_refused_for_good(bench: Bench, at_once: None, case: Case) -> None:
+    """Each status that will not pass is an error of its class with the facts, after a single request."""
+    check_case(bench, case)
+
+
+@pytest.mark.parametrize("case", PASSING.values(), ids=PASSING)
+def test_u04_u05_what_does_not_pass(bench: Bench, at_once: None, case: Case) -> None:
+    """Each status that may pass is asked again as often as is allowed; then it is an error of its class."""
+    check_case(bench, case)
+
+
+def check_case(bench: Bench, case: Case) -> None:
+    """Ask a server that always answers so."""
     bench.server.always = status(case.code, body=case.body, headers={"x-request-id": "req-1"})
     with bench.open(max_retries=2) as embedder:
         with pytest.raises(EmbcacheError, match=case.says) as caught:
@@ -140,7 +167,7 @@ def test_the_servers_words(bench: Bench, style: Literal["flat", "openai", "text"
         embedder.embed("a")
 
 
-def test_rate_limited_for_a_while(bench: Bench, at_once: None) -> None:
+def test_u04_rate_limited_for_a_while(bench: Bench, at_once: None) -> None:
     """What is refused for its rate alone is asked again until it is answered."""
     bench.server.play(status(429), status(429, headers={"Retry-After": "0"}))
     with bench.open() as embedder:
@@ -148,7 +175,7 @@ def test_rate_limited_for_a_while(bench: Bench, at_once: None) -> None:
     assert [request.status for request in bench.server.requests] == [429, 429, 200]
 
 
-def test_how_long_to_wait_is_told(bench: Bench) -> None:
+def test_u04_how_long_to_wait_is_told(bench: Bench) -> None:
     """Where waiting did not help, the error has what the server asked for, as it said it."""
     bench.server.play(status(429, headers={"Retry-After": "3600"}))
     with bench.open(max_retries=0) as embedder, pytest.raises(RateLimited) as caught:
@@ -156,7 +183,7 @@ def test_how_long_to_wait_is_told(bench: Bench) -> None:
     assert caught.value.retry_after == 3600
 
 
-def test_the_backoff_grows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_u04_the_backoff_grows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without advice a retry waits, and the next one about twice as long."""
     monkeypatch.setattr("embcache.retry.FIRST_WAIT", 0.1)  # half a second, or this test would take four
     bench.server.play(status(503), status(503), status(503))
@@ -169,7 +196,7 @@ def test_the_backoff_grows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("location", ["", "/elsewhere", "http://[", "https://user:pass@elsewhere.invalid/x?key=1"])
-def test_strange_redirects(bench: Bench, location: str) -> None:
+def test_u14_strange_redirects(bench: Bench, location: str) -> None:
     """A redirect to wherever is an error with its status, that tells the host at most."""
     bench.server.play(redirect(location))
     with bench.open() as embedder, pytest.raises(ProviderError, match="redirect") as caught:
@@ -180,7 +207,7 @@ def test_strange_redirects(bench: Bench, location: str) -> None:
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
-def test_redirects_are_not_followed(bench: Bench, code: int) -> None:
+def test_u14_redirects_are_not_followed(bench: Bench, code: int) -> None:
     """A server that points elsewhere is an error that names the other host, which sees no connection."""
     with Upstream() as other:
         bench.server.play(redirect(other.base_url, code))
@@ -190,7 +217,7 @@ def test_redirects_are_not_followed(bench: Bench, code: int) -> None:
     assert len(bench.server.requests) == 1
 
 
-def test_no_server(bench: Bench, at_once: None) -> None:
+def test_u01_no_server(bench: Bench, at_once: None) -> None:
     """Where nobody listens, hits are served all the same, and a miss says where it could not connect."""
     with bench.open() as embedder:
         embedder.embed(["a", "b"])
@@ -200,11 +227,12 @@ def test_no_server(bench: Bench, at_once: None) -> None:
             embedder.embed("c")
         assert caught.value.retryable
         assert caught.value.status is None
+        assert embedder.session.requests == 1 + 6
     with bench.server, bench.open() as embedder:  # back on the same port
         assert same(embedder.embed(["c", "a"]), right(["c", "a"]))
 
 
-def test_no_answer_in_time(bench: Bench, at_once: None) -> None:
+def test_u03_no_answer_in_time(bench: Bench, at_once: None) -> None:
     """`timeout` bounds a request as a whole, and one that timed out is sent once more at most."""
     bench.server.always = drip(0.05)  # each single byte comes soon enough
     with bench.open(timeout=0.5) as embedder, pytest.raises(ProviderUnavailable, match=r"within 0\.5 s") as caught:
@@ -217,24 +245,52 @@ def test_no_answer_in_time(bench: Bench, at_once: None) -> None:
 BREAKS = {
     "reset midway": reset_midway(),
     "short body": short_body(),
+    "broken chunk": broken_chunk(),
     "dropped": raw(b""),
-    "no HTTP": raw(b"SSH-2.0-OpenSSH\r\n\r\n"),
+}
+NO_HTTP = {
+    "another protocol": raw(b"SSH-2.0-OpenSSH\r\n\r\n"),
+    "a bad status": raw(b"HTTP/1.1 abc OK\r\n\r\n"),
     "a flood of headers": header_flood(),
     "a long header": header_flood(1, 200_000),
 }
 
 
 @pytest.mark.parametrize("step", BREAKS.values(), ids=BREAKS)
-def test_broken_connections(bench: Bench, at_once: None, step: Step) -> None:
-    """A connection that breaks is tried again; where all do, the error is the provider's, and nothing is stored."""
-    with bench.open(max_retries=1) as embedder:
+def test_u13_broken_connections(bench: Bench, at_once: None, step: Step) -> None:
+    """A connection that breaks once is tried again, and all is well."""
+    check_broken(bench, step)
+
+
+@pytest.mark.parametrize("step", NO_HTTP.values(), ids=NO_HTTP)
+def test_u17_no_http(bench: Bench, at_once: None, step: Step) -> None:
+    """What is no HTTP, or too much of it, is treated as a connection that broke; nobody waits for more of it."""
+    check_broken(bench, step)
+
+
+def check_broken(bench: Bench, step: Step) -> None:
+    """Where two requests break, which may both have been billed, the error is the provider's; where one does, none."""
+    with bench.open() as embedder:
         bench.server.play(step, step)
-        with pytest.raises(ProviderUnavailable):
+        with pytest.raises(ProviderUnavailable) as caught:
             embedder.embed(["a", "b"])
+        assert (caught.value.retryable, caught.value.timed_out) == (True, False)
+        assert len(bench.server.requests) == embedder.session.unknown_requests == 2
         assert embedder.stats().entries == 0
         bench.server.play(step)
         assert same(embedder.embed(["a", "b"]), right(["a", "b"]))
+        assert embedder.session.unknown_requests == 3
     assert len(bench.server.requests) == 4
+
+
+@pytest.mark.parametrize("code", [500, 502, 503, 504])
+def test_u05_a_server_that_fails_once(bench: Bench, at_once: None, code: int) -> None:
+    """A failure that passes costs a second request, and the caller sees nothing of it."""
+    bench.server.play(status(code))
+    with bench.open(max_retries=1) as embedder:
+        assert same(embedder.embed(["a", "b"]), right(["a", "b"]))
+        assert embedder.stats().unknown_requests == 0
+    assert [request.status for request in bench.server.requests] == [code, 200]
 
 
 # Nothing of what was sent
@@ -264,7 +320,7 @@ LEAKS: dict[str, Step] = {
 
 
 @pytest.mark.parametrize("step", LEAKS.values(), ids=LEAKS)
-def test_neither_key_nor_text_is_told(
+def test_u06_neither_key_nor_text_is_told(
     bench: Bench, at_once: None, caplog: pytest.LogCaptureFixture, step: Step
 ) -> None:
     """However a server quotes what it was sent: neither key nor text is in an error, the log or a file."""
@@ -307,7 +363,7 @@ def test_no_text_in_files_and_logs(bench: Bench, caplog: pytest.LogCaptureFixtur
     assert "canary" not in "".join(f"{record.getMessage()} {record.args}" for record in caplog.records)
 
 
-def test_the_words_of_a_refusal_are_few(bench: Bench) -> None:
+def test_u06_the_words_of_a_refusal_are_few(bench: Bench) -> None:
     """Of a refusal's words 200 characters are told at most."""
     bench.server.play(status(400, body={"code": 400, "reason": "R", "message": "x " * 5000}))
     with bench.open() as embedder, pytest.raises(InputRejected) as caught:

@@ -22,7 +22,7 @@ TEXTS = [f"passage {n}" for n in range(25)]
 # Half-way
 
 
-def test_the_third_of_five_requests_fails(bench: Bench) -> None:
+def test_u10_the_third_of_five_requests_fails(bench: Bench) -> None:
     """What came before a failure is stored and counted in the error; the next call sends only what is missing."""
     bench.server.play(proper(), proper(), status(401))
     with bench.open(batch_size=5, max_concurrency=1) as embedder:
@@ -39,7 +39,7 @@ def test_the_third_of_five_requests_fails(bench: Bench) -> None:
     assert bench.server.sent_inputs == TEXTS[10:]
 
 
-def test_one_of_five_requests_fails_while_others_are_under_way(bench: Bench) -> None:
+def test_u10_one_of_five_requests_fails_while_others_are_under_way(bench: Bench) -> None:
     """Requests that are under way when another one fails end, and what they bring is stored."""
     gate = threading.Event()
     bench.server.play(hold(gate), hold(gate), status(500))
@@ -62,7 +62,7 @@ def test_one_of_five_requests_fails_while_others_are_under_way(bench: Bench) -> 
 
 
 @pytest.mark.parametrize("bench", ["async"], indirect=True)  # a thread cannot be cancelled
-def test_a_task_is_cancelled(bench: Bench) -> None:
+def test_u25_a_task_is_cancelled(bench: Bench) -> None:
     """A caller who is cancelled leaves at once; its request ends, is stored, and the next caller hits."""
     gate = threading.Event()
     bench.server.play(hold(gate))
@@ -81,7 +81,7 @@ def test_a_task_is_cancelled(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("bench", ["async"], indirect=True)
-def test_what_nobody_waits_for_is_not_sent(bench: Bench) -> None:
+def test_u25_what_nobody_waits_for_is_not_sent(bench: Bench) -> None:
     """Of a call that was cancelled before its turn, what another caller wants is sent, and the rest is not."""
     gate = threading.Event()
     bench.server.play(hold(gate))

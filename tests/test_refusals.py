@@ -107,7 +107,7 @@ def test_a_cap_that_is_lowered(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("code", [400, 413, 422])
-def test_one_poisoned_input(bench: Bench, code: int) -> None:
+def test_u22_one_poisoned_input(bench: Bench, code: int) -> None:
     """One refused input among 500 costs its neighbours nothing: they are bought once, and not for it again."""
     texts = some(500)
     bad = random.Random(code).randrange(500)
@@ -140,7 +140,7 @@ def test_one_poisoned_input(bench: Bench, code: int) -> None:
     assert [request.inputs for request in bench.server.requests] == [[texts[bad]], some(500, "another")]
 
 
-def test_several_poisoned_inputs(bench: Bench) -> None:
+def test_u22_several_poisoned_inputs(bench: Bench) -> None:
     """Five refused inputs among 500 are all named, and everything else is stored and billed once."""
     texts = some(500)
     bad = sorted(random.Random(5).sample(range(500), 5))

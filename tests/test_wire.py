@@ -358,7 +358,11 @@ def test_a_model_that_cannot_be_kept(model: str) -> None:
         ({"error": {"message": "no", "code": 400}}, None, "no"),
         ({"error": "words alone"}, None, "words alone"),
         ({"detail": "Not Found"}, None, "Not Found"),
-        ({"detail": [{"type": "missing", "loc": ["body", "model"], "msg": "Field required"}]}, "missing", "Field required"),
+        (
+            {"detail": [{"type": "missing", "loc": ["body", "model"], "msg": "Field required"}]},
+            "missing",
+            "Field required",
+        ),
         ({"detail": [{"msg": "first"}, {"msg": "second"}]}, None, "first"),
         ({"detail": [], "message": "no"}, None, "no"),
         ({"message": 7, "msg": "words"}, None, "words"),

@@ -213,7 +213,7 @@ class OpenAICompatibleProvider:
         with client.stream("POST", self._url, content=body, timeout=ask.timeout) as response:
             encoding = response.headers.get("content-encoding", "identity").lower()
             if response.status_code != OK:
-                told = b"" if encoding != "identity" else self._read(response, MAX_ERROR_BODY, cut=True)
+                told = bytearray() if encoding != "identity" else self._read(response, MAX_ERROR_BODY, cut=True)
                 self._refuse(response, told, ask)
             if encoding != "identity":
                 message = f"the provider compressed its answer ({encoding[:20]}), which it was asked not to do"
@@ -242,7 +242,7 @@ class OpenAICompatibleProvider:
             return self._client
 
     @staticmethod
-    def _read(response: httpx.Response, most: int, *, cut: bool) -> bytes:
+    def _read(response: httpx.Response, most: int, *, cut: bool) -> bytearray:
         """Return the body; of one that is longer than ``most`` the beginning if ``cut``, else raise."""
         told = response.headers.get("content-length", "")
         body = bytearray()
@@ -259,9 +259,10 @@ class OpenAICompatibleProvider:
                 'Use a smaller batch_size, or encoding_format="base64".'
             )
             raise BadReply(message, status=OK, unaccounted=True)
-        return bytes(body[:most])
+        del body[most:]
+        return body
 
-    def _refuse(self, response: httpx.Response, body: bytes, ask: Ask) -> NoReturn:
+    def _refuse(self, response: httpx.Response, body: bytearray, ask: Ask) -> NoReturn:
         """Raise what an answer that is not 200 means."""
         status = response.status_code
         code, words = read_error(body)
@@ -313,7 +314,7 @@ class OpenAICompatibleProvider:
 def _is_of_certificate(error: BaseException | None) -> bool:
     """Return whether ``error`` came of a certificate that does not hold: it will not hold the next time, either."""
     while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
-        error = error.__cause__
+        error = error.__context__  # and not its cause, which httpcore takes away
     return error is not None
 
 

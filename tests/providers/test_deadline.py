@@ -82,20 +82,27 @@ def dripping_refusal(exchange: Exchange) -> None:
         exchange.pause(0.05)
 
 
+def test_u02_silence(server: Upstream, provider: OpenAICompatibleProvider) -> None:
+    """A server that never answers is waited for until the deadline and no longer."""
+    provider.embed(ask())
+    server.play(upstream.hang(30))
+    times_out(provider)
+    assert len(server.requests) == 2
+
+
 @pytest.mark.parametrize(
     "step",
     [
-        upstream.hang(30),
         upstream.drip(0.05),
         upstream.drip(0.05, start="status"),
         informing(),
         dripping_headers(),
         dripping_refusal(),
     ],
-    ids=["silence", "drips the body", "drips everything", "interim answers", "drips headers", "drips a refusal"],
+    ids=["the body", "everything", "interim answers", "headers", "a refusal"],
 )
-def test_a_slow_answer(server: Upstream, provider: OpenAICompatibleProvider, step: Step) -> None:
-    """A server that is silent, or sends a little again and again, is waited for until the deadline and no longer."""
+def test_u03_drips(server: Upstream, provider: OpenAICompatibleProvider, step: Step) -> None:
+    """A server that sends a little again and again is waited for until the deadline and no longer."""
     provider.embed(ask())
     server.play(step)
     times_out(provider)
@@ -158,7 +165,7 @@ def reads_slowly(sock: socket.socket, ending: threading.Event) -> None:
 
 
 @pytest.mark.parametrize("talk", [never_reads, reads_slowly])
-def test_a_slow_upload(talk: Callable[[socket.socket, threading.Event], None]) -> None:
+def test_u02_u03_a_slow_upload(talk: Callable[[socket.socket, threading.Event], None]) -> None:
     """A server that does not take what it is sent, or takes a little again and again, is given up at the deadline."""
     with listener(talk) as port, closing(make(f"http://127.0.0.1:{port}/v1")) as provider:
         provider._open()  # not what is measured
@@ -172,7 +179,7 @@ def test_a_slow_handshake() -> None:
         times_out(provider, connected=False)
 
 
-def test_a_slow_connection() -> None:
+def test_u02_a_slow_connection() -> None:
     """A server whose queue of connections is full is given up at the deadline, and nothing can have been billed."""
     with ExitStack() as stack:
         listening = stack.enter_context(closing(socket.socket()))
