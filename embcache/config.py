@@ -163,7 +163,7 @@ def build(  # noqa: PLR0913 - the constructor's arguments, one for one
         _none_or_text(name, value)
     _check_store(store, cache_dir, size_limit)
     body = _checked_body(extra_body)
-    source = _provider(provider, api_key, base_url, provider_name)
+    source = make_provider(provider, api_key, base_url, provider_name)
     chosen_model = source.model if model is None else model
     if source.fixed and chosen_model != source.model:
         raise ConfigError(f"the provider has one model, {source.model!r}; leave out model= or name that one")
@@ -215,9 +215,17 @@ def _check_store(store: object, cache_dir: object, size_limit: int | None) -> No
         raise ConfigError("store= brings its own place and size; leave out cache_dir and size_limit")
 
 
-def _provider(
-    chosen: str | Provider | None, api_key: str | None, base_url: str | None, provider_name: str | None
+def make_provider(
+    chosen: str | Provider | None = None,
+    api_key: str | None = None,
+    base_url: str | None = None,
+    provider_name: str | None = None,
 ) -> Provider:
+    """Return the provider that these arguments and the environment describe; nothing is sent.
+
+    Raises:
+        ConfigError: a value cannot work.
+    """
     if chosen is not None and not isinstance(chosen, str):
         if not _is_provider(chosen):
             raise ConfigError(

@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from embcache._version import __version__
-from embcache.cli.common import EXIT_CODES, run
+from embcache.cli.common import EXIT_CODES, run, with_quiet
+from embcache.cli.doctor import doctor
 from embcache.cli.embed import embed
 from embcache.cli.stats import stats
 from embcache.cli.verify import verify
@@ -13,16 +14,14 @@ from embcache.cli.verify import verify
 # Without markup, help and usage errors are plain lines: quick to show (rich is not loaded), and the same in every
 # terminal, pipe and document. Pretty tracebacks show the values of variables, and so texts and keys: never.
 app = typer.Typer(
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command(epilog=EXIT_CODES)(embed)
-app.command(epilog=EXIT_CODES)(stats)
-app.command(epilog=EXIT_CODES)(verify)
+for command in (embed, stats, verify, doctor):
+    app.command(epilog=EXIT_CODES)(with_quiet(command))
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer's own signature of a callback

@@ -3,6 +3,8 @@
 Results go to standard output, everything else in single lines to standard error. No line holds a text or a key.
 """
 
+import functools
+import inspect
 import signal
 import sys
 import warnings
@@ -10,11 +12,17 @@ from contextlib import suppress
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from embcache.errors import ConfigError, EmbcacheError, EmbcacheWarning, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+JSON_VERSION = 1
+"""The version of what ``--json`` prints, of all commands; raised when a name goes or changes its meaning."""
 
 
 class Code(IntEnum):
@@ -44,6 +52,24 @@ CacheDir = Annotated[
         "--cache-dir", metavar="DIR", help="The cache folder. Default: EMBCACHE_DIR, else the user's folder for caches."
     ),
 ]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object, of the shape that docs/json-output.md tells.")
+]
+ProviderChoice = Annotated[
+    ProviderName | None,
+    typer.Option("--provider", help="Who computes vectors. Default: EMBCACHE_PROVIDER, else the API."),
+]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option("--base-url", metavar="URL", help="The server to ask. Default: EMBCACHE_BASE_URL, else Novita's."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on standard error but warnings and errors.")]
+
+
+class _Voice:
+    """Whether the command speaks of more than warnings and errors."""
+
+    is_quiet = False
 
 
 class Fault(Exception):
@@ -59,6 +85,29 @@ class Stopped(SystemExit):
     """A signal asked the command to end; passes through whatever only handles errors."""
 
 
+def with_quiet(command: "Callable[..., None]") -> "Callable[..., None]":
+    """Return ``command`` with the option that all have: ``--quiet``, which what it says with ``say`` obeys."""
+
+    @functools.wraps(command)
+    def spoken(*arguments: object, quiet: bool, **options: object) -> None:
+        _Voice.is_quiet = quiet
+        command(*arguments, **options)
+
+    # What typer makes options of; it reads both. Evaluated here, where the names of the command's module are known.
+    signature = inspect.signature(command, eval_str=True)
+    option = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
+    parameters = [*signature.parameters.values(), option]
+    told: Any = spoken
+    told.__signature__ = signature.replace(parameters=parameters)
+    told.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return spoken
+
+
+def is_quiet() -> bool:
+    """Return whether ``--quiet`` was given."""
+    return _Voice.is_quiet
+
+
 def run(app: typer.Typer) -> NoReturn:
     """Run ``app`` and exit with its code; what goes wrong is one line."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -71,7 +120,7 @@ def run(app: typer.Typer) -> NoReturn:
         code = code_of(error)
         if code is None:  # a fault of ours
             raise
-        say(str(error))
+        say(str(error), always=True)
         sys.exit(code)
     sys.exit(Code.DONE)
 
@@ -96,13 +145,20 @@ _show_other_warning = warnings.showwarning
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
     if issubclass(category, EmbcacheWarning):
-        say(f"warning: {message}")
+        say(f"warning: {message}", always=True)
     else:
         _show_other_warning(message, category, *where, **more)  # type: ignore[arg-type]  # passed on as it came
 
 
-def say(message: str) -> None:
-    """Write one line to standard error; what could steer a terminal is left out."""
+def say(message: str, *, always: bool = False) -> None:
+    """Write one line to standard error; what could steer a terminal is left out.
+
+    Args:
+        message: the line.
+        always: whether it is a warning or an error, which ``--quiet`` does not silence.
+    """
+    if _Voice.is_quiet and not always:
+        return
     line = "".join(character if character.isprintable() else " " for character in message)
     with suppress(AttributeError, OSError):  # nobody listens
         sys.stderr.write(f"embcache: {line}\n")
@@ -122,6 +178,17 @@ def write_out(data: bytes) -> None:
         raise typer.Exit(Code.FAILED) from None
     except OSError as error:
         raise Fault(f"standard output: {error.strerror or 'cannot be written'}") from error
+
+
+def write_json(told: "Mapping[str, object]") -> None:
+    """Write what ``--json`` asks for to standard output: one object, which begins with its version.
+
+    Raises:
+        Fault: it cannot be written.
+    """
+    import json
+
+    write_out(json.dumps({"version": JSON_VERSION, **told}, indent=2).encode() + b"\n")
 
 
 def many(count: int, noun: str, plural: str | None = None) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from embcache.cli.common import CacheDir, Code, ProviderName, many, say
+from embcache.cli.common import BaseUrl, CacheDir, Code, ProviderChoice, many, say
 
 
 def embed(  # noqa: PLR0913 - its options
@@ -30,14 +30,8 @@ def embed(  # noqa: PLR0913 - its options
         str | None,
         typer.Option("--model", metavar="MODEL", help="The model to ask. Default: baai/bge-m3, or the local one."),
     ] = None,
-    provider: Annotated[
-        ProviderName | None,
-        typer.Option("--provider", help="Who computes vectors. Default: EMBCACHE_PROVIDER, else the API."),
-    ] = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option("--base-url", metavar="URL", help="The server to ask. Default: EMBCACHE_BASE_URL, else Novita's."),
-    ] = None,
+    provider: ProviderChoice = None,
+    base_url: BaseUrl = None,
     cache_dir: CacheDir = None,
 ) -> None:
     """Embed the texts of files.
@@ -68,6 +62,6 @@ def embed(  # noqa: PLR0913 - its options
         output.end()
     if blank := sum(source.blank for source in sources):
         say(f"{many(blank, 'blank line')} skipped")
-    say(work.summary())
+    say(work.summary(), always=work.lost > 0)  # what was lost is a warning
     if out is None and work.lost:
         raise typer.Exit(Code.STORE)

@@ -6,7 +6,7 @@ import threading
 from itertools import islice
 from typing import TYPE_CHECKING, Self
 
-from embcache.cli.common import INTERRUPTED, Code, Fault, Stopped, code_of, many, say
+from embcache.cli.common import INTERRUPTED, Code, Fault, Stopped, code_of, is_quiet, many, say
 from embcache.errors import EmbcacheError, InputRejected, ProviderError, StoreError
 from embcache.report import begin_progress
 from embcache.types import show_money
@@ -95,14 +95,14 @@ class Work:
             say(f"{what}; waiting for requests under way, which are billed in any case (again: leave them)")
             self._close()
         finally:
-            say(f"{what}: {self._how_far()}")
+            say(f"{what}: {self._how_far()}", always=True)
 
     def _close(self) -> None:
         """Wait for what is being bought; a cache that cannot be closed has its vectors all the same."""
         try:
             self._embedder.close()
         except StoreError as error:
-            say(f"warning: {error}")
+            say(f"warning: {error}", always=True)
 
     def _how_far(self) -> str:
         session = self._embedder.session
@@ -118,7 +118,7 @@ class _Bar:
 
     def __init__(self, embedder: CachedEmbedder, total: int | None) -> None:
         self._embedder = embedder
-        self._bar = begin_progress(total, wanted=None)
+        self._bar = begin_progress(total, wanted=False if is_quiet() else None)
         self._shown = 0
         self._done = 0
         self._bought = 0

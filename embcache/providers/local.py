@@ -63,10 +63,9 @@ class LocalProvider:
             raise InputRejected(message)
         texts = [item for item in ask.items if isinstance(item, str)]
         with self._lock:
-            if self._encoder is None:
-                self._encoder = _load_default()
+            encoder = self._load()
             try:
-                vectors = np.asarray(self._encoder.encode(texts), dtype="<f4")
+                vectors = np.asarray(encoder.encode(texts), dtype="<f4")
             except Exception as error:  # noqa: BLE001 - it may be anybody's; its message may quote a text
                 message = f"the local model {self.model} failed with {type(error).__name__}"
                 raise ProviderUnavailable(message) from None
@@ -76,6 +75,20 @@ class LocalProvider:
         # Words, roughly: a model in the process bills nothing, but what it spared is worth knowing.
         tokens = sum(len(text.split()) or 1 for text in texts)
         return Reply([row.tobytes() for row in vectors], [None] * len(vectors), self.model, tokens, tokens)
+
+    def load(self) -> None:
+        """Load the model now, rather than at the first request.
+
+        Raises:
+            ConfigError: it is not installed.
+        """
+        with self._lock:
+            self._load()
+
+    def _load(self) -> Encoder:
+        if self._encoder is None:
+            self._encoder = _load_default()
+        return self._encoder
 
     def close(self) -> None:
         """Keep the model: loading it again is what costs."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ssl
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -39,7 +40,7 @@ from embcache.retry import is_retryable, read_retry_after
 from embcache.wire import decode_reply, encode_request, read_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable
 
     from embcache.types import Ask, Reply
 
@@ -161,6 +162,7 @@ class OpenAICompatibleProvider:
         self.id = provider_id
         self.model = model
         self._url = base_url.rstrip("/") + "/embeddings"
+        self._models = base_url.rstrip("/") + "/models"
         self._key = None if api_key is None else checked_key("api_key", api_key)
         self._key_hint = key_hint
         self._begin()
@@ -187,19 +189,33 @@ class OpenAICompatibleProvider:
         if self._key is None and self._key_hint is not None:
             raise ConfigError(self._key_hint)
         body = encode_request(ask)
-        try:
-            client = self._open()
-        except OSError as error:
-            raise ConfigError(
-                f"the connection cannot be prepared ({error}): check SSL_CERT_FILE and SSL_CERT_DIR"
-            ) from None
-        _deadline.at = time.monotonic() + ask.timeout
-        try:
+        with self._connected(ask.timeout) as client:
             return self._send(client, body, ask)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
-            raise self._unavailable(error, ask.timeout) from None  # the cause holds the request, texts and key
-        finally:
-            del _deadline.at
+
+    @property
+    def has_key(self) -> bool:
+        """Whether requests carry an API key."""
+        return self._key is not None
+
+    @property
+    def lacks_key(self) -> bool:
+        """Whether nothing can be bought here without a key, and there is none."""
+        return self._key is None and self._key_hint is not None
+
+    def reach(self, timeout: float) -> int:
+        """Ask the server for its list of models, which costs nothing, and return the status of the answer.
+
+        Whatever the status, the server is there: not every one has such a list.
+
+        Args:
+            timeout: seconds that it may take, but for a resolver of names that hangs.
+
+        Raises:
+            ConfigError: the connection cannot be prepared.
+            ProviderUnavailable: there is no answer.
+        """
+        with self._connected(timeout) as client, client.stream("GET", self._models, timeout=timeout) as response:
+            return response.status_code
 
     def close(self) -> None:
         """Close the connections; a later call opens them again."""
@@ -207,6 +223,23 @@ class OpenAICompatibleProvider:
             client, self._client = self._client, None
         if client is not None:
             client.close()
+
+    @contextmanager
+    def _connected(self, timeout: float) -> Generator[httpx.Client]:
+        """Give the client to a request that ends within ``timeout``; what its connection meets is translated."""
+        try:
+            client = self._open()
+        except OSError as error:
+            raise ConfigError(
+                f"the connection cannot be prepared ({error}): check SSL_CERT_FILE and SSL_CERT_DIR"
+            ) from None
+        _deadline.at = time.monotonic() + timeout
+        try:
+            yield client
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
+            raise self._unavailable(error, timeout) from None  # the cause holds the request, texts and key
+        finally:
+            del _deadline.at
 
     def _send(self, client: httpx.Client, body: bytes, ask: Ask) -> Reply:
         # httpx's own time-outs stay on for the wait for a free connection of the pool; all others end sooner.

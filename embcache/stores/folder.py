@@ -105,8 +105,8 @@ def identity_of(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def network_file_system(directory: Path, mounts: Path = MOUNTS) -> str | None:
-    """Return the kind of network file system that ``directory`` is on, None where it is on none, or nobody can tell.
+def file_system(directory: Path, mounts: Path = MOUNTS) -> str | None:
+    """Return the kind of file system that ``directory`` is on, None where nobody can tell.
 
     Args:
         directory: may not exist yet.
@@ -117,12 +117,21 @@ def network_file_system(directory: Path, mounts: Path = MOUNTS) -> str | None:
     except OSError:
         return None
     place = os.path.realpath(directory)
-    best, kind = -1, ""
+    best, kind = -1, None
     for fields in mounted:
         point = fields[4].replace("\\040", " ")
         inside = place == point or place.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= best:
             best, kind = len(point), fields[fields.index("-") + 1]
+    return kind
+
+
+def network_file_system(directory: Path, mounts: Path = MOUNTS) -> str | None:
+    """Return the kind of network file system that ``directory`` is on, None where it is on none, or nobody can tell.
+
+    Its arguments are those of ``file_system``.
+    """
+    kind = file_system(directory, mounts)
     return kind if kind in NETWORK_FILE_SYSTEMS else None
 
 

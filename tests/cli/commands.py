@@ -155,9 +155,13 @@ class Terminal:
                 self._data += part
         os.close(self._ours)
 
-    def shown(self) -> str:
-        """All that was shown, without its colours, once its process has ended."""
+    def raw(self) -> bytes:
+        """All that was written to it, once its process has ended."""
         if self._reader.is_alive():
             os.close(self.end)
             self._reader.join()
-        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._data.decode().replace("\r\n", "\n"))
+        return bytes(self._data)
+
+    def shown(self) -> str:
+        """All that was shown, without its colours, once its process has ended."""
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.raw().decode().replace("\r\n", "\n"))
