@@ -31,6 +31,35 @@ class DamagedError(StoreError):
     """The database cannot be read because it is damaged."""
 
 
+def open_read_only(path: Path) -> sqlite3.Connection:
+    """Return a connection to the database at ``path`` that reads it, and in whose folder nobody need write.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    try:
+        return _open(path, "mode=ro")
+    except sqlite3.OperationalError:
+        # Where the folder cannot be written, SQLite needs to be told that nobody else writes to it either. Never with
+        # a log that holds commits, which it would not read then.
+        log = path.with_name(path.name + "-wal")
+        if log.exists() and log.stat().st_size:
+            raise
+        return _open(path, "mode=ro&immutable=1")
+
+
+def _open(path: Path, how: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?{how}", uri=True, timeout=1.0, isolation_level=None, check_same_thread=False
+    )
+    try:
+        connection.execute("PRAGMA schema_version").fetchall()  # the first that opens the file
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 class _Held:
     """A connection, with what tells the file it was opened to; closed at the end of its thread, or by ``close()``."""
 
@@ -148,20 +177,7 @@ class Reader:
     def _connect(self) -> sqlite3.Connection | None:
         """Return a new connection, None where the file holds no table yet."""
         check(self._directory)
-        try:
-            return self._try("mode=ro")
-        except sqlite3.OperationalError:
-            # Where the folder cannot be written, SQLite needs to be told that nobody else writes to it either. Never
-            # with a log that holds commits, which it would not read then.
-            log = self._path.with_name(self._path.name + "-wal")
-            if log.exists() and log.stat().st_size:
-                raise
-            return self._try("mode=ro&immutable=1")
-
-    def _try(self, how: str) -> sqlite3.Connection | None:
-        connection = sqlite3.connect(
-            f"{self._path.as_uri()}?{how}", uri=True, timeout=1.0, isolation_level=None, check_same_thread=False
-        )
+        connection = open_read_only(self._path)
         try:
             if look_over(connection):
                 connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}").fetchall()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from embcache.codec import examine, open_note
 from embcache.errors import StoreError
-from embcache.stores.folder import ASIDE, BESIDES, check, database_of
-from embcache.stores.reader import SOUND
+from embcache.stores.folder import ASIDE, BESIDES, Damaged, check, database_of, look_over
+from embcache.stores.reader import SOUND, open_read_only
 from embcache.stores.table import ACCOUNT, KEY_BYTES, SPACE, space_number
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Findings:
         damage: why the file as a whole is damaged, None where it is not.
         removed: rows that were removed.
         salvaged: entries that were saved from files set aside.
+        unplaced: entries that wait in files set aside until the store knows their space, whose name is damaged.
     """
 
     entries: int = 0
@@ -43,6 +44,7 @@ class Findings:
     damage: str | None = None
     removed: int = 0
     salvaged: int = 0
+    unplaced: int = 0
 
     @property
     def is_clean(self) -> bool:
@@ -67,8 +69,9 @@ def verify(store: DiskStore, *, repair: bool) -> Findings:
         bad: list[int] = []
         try:
             with _open(path) as connection:
+                holds_table = look_over(connection)
                 findings.damage = _integrity(connection)
-                for rowid, row in _rows(connection):
+                for rowid, row in _rows(connection) if holds_table else ():
                     kind = _kind(*row)
                     if kind is None:
                         findings.entries += len(row[0]) == KEY_BYTES
@@ -76,7 +79,7 @@ def verify(store: DiskStore, *, repair: bool) -> Findings:
                     else:
                         findings.faults[kind] += 1
                         bad.append(rowid)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, Damaged) as error:
             findings.damage = str(error)
         if repair and findings.damage is not None:
             store.set_aside()
@@ -86,21 +89,21 @@ def verify(store: DiskStore, *, repair: bool) -> Findings:
     if repair:
         for aside in sorted(store.directory.glob(ASIDE + "*")):
             if aside.name.removeprefix(ASIDE).isdigit() and aside.is_file():
-                findings.salvaged += _salvage(aside, store)
+                saved, left = _salvage(aside, store)
+                findings.salvaged += saved
+                findings.unplaced += left
     return findings
 
 
 @contextlib.contextmanager
 def _open(path: Path) -> Generator[sqlite3.Connection]:
-    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=1.0, isolation_level=None)
     try:
-        connection.execute("PRAGMA trusted_schema = OFF").fetchall()
-        connection.execute("PRAGMA cell_size_check = ON").fetchall()
-        yield connection
+        with contextlib.closing(open_read_only(path)) as connection:
+            connection.execute("PRAGMA trusted_schema = OFF").fetchall()
+            connection.execute("PRAGMA cell_size_check = ON").fetchall()
+            yield connection
     except sqlite3.OperationalError as error:
         raise StoreError(f"the cache {path} cannot be read: {error}") from error
-    finally:
-        connection.close()
 
 
 def _integrity(connection: sqlite3.Connection) -> str | None:
@@ -128,13 +131,17 @@ def _kind(key: object, tag: object, value: object, sound: object) -> str | None:
     return "foreign"
 
 
-def _salvage(aside: Path, store: DiskStore) -> int:
-    """Put into ``store`` what proves itself in a damaged file, and remove that; return how many entries were saved.
+def _salvage(aside: Path, store: DiskStore) -> tuple[int, int]:
+    """Put into ``store`` what proves itself in a damaged file, and remove that; return how many were saved, and left.
 
-    Entries that are held already stay as they are; accounts are added up.
+    Entries that are held already stay as they are; accounts are added up. A file stays that holds entries of a space
+    whose name it has lost: they are saved when the store knows the space.
+
+    Raises:
+        StoreError: the file could not be read now, for another reason than damage; it stays as it is.
     """
     saved = 0
-    names: dict[int, bytes] = {}
+    names = {space_number(name): name for name in store.totals().spaces}
     found: dict[int, dict[bytes, bytes]] = {}
     accounts: dict[bytes, dict[str, int]] = {}
     for key, tag, value in _readable(aside):
@@ -152,21 +159,42 @@ def _salvage(aside: Path, store: DiskStore) -> int:
             for start in range(0, len(lacking), CHUNK):
                 store.put_many(dict(lacking[start : start + CHUNK]), space=names[number])
             saved += len(lacking)
-    store.put_many({}, accounts)
-    for suffix in BESIDES:
-        aside.with_name(aside.name + suffix).unlink(missing_ok=True)
-    return saved
+    left = sum(len(records) for number, records in found.items() if number not in names)
+    if not left:
+        store.put_many({}, accounts)  # only now, or the next time would add them again
+        for suffix in BESIDES:
+            aside.with_name(aside.name + suffix).unlink(missing_ok=True)
+    return saved, left
 
 
 def _readable(aside: Path) -> Iterator[tuple[bytes, object, bytes]]:
     """Yield (key, tag, value) of those rows of a damaged file that can be read."""
-    with contextlib.suppress(sqlite3.Error, StoreError), _open(aside) as connection:
-        last = connection.execute("SELECT max(rowid) FROM Cache").fetchone()[0] or 0
-        statement = f"SELECT key, tag, value FROM Cache WHERE rowid BETWEEN ? AND ? AND raw = 1 AND {SOUND}"  # noqa: S608 - our own words
-        for start in range(0, last + 1, CHUNK):
-            try:
-                yield from connection.execute(statement, (start, start + CHUNK - 1)).fetchall()
-            except sqlite3.Error:
-                for rowid in range(start, start + CHUNK):  # one bad page costs its own rows only
-                    with contextlib.suppress(sqlite3.Error):
-                        yield from connection.execute(statement, (rowid, rowid)).fetchall()
+    try:
+        with _open(aside) as connection:
+            statement = f"SELECT key, tag, value FROM Cache WHERE rowid BETWEEN ? AND ? AND raw = 1 AND {SOUND}"  # noqa: S608 - our own words
+            for start in range(0, _last_row(connection) + 1, CHUNK):
+                try:
+                    yield from connection.execute(statement, (start, start + CHUNK - 1)).fetchall()
+                except sqlite3.DatabaseError:
+                    for rowid in range(start, start + CHUNK):  # one bad page costs its own rows only
+                        with contextlib.suppress(sqlite3.DatabaseError):
+                            yield from connection.execute(statement, (rowid, rowid)).fetchall()
+    except sqlite3.DatabaseError:
+        return  # nothing of it is a database any more
+
+
+def _last_row(connection: sqlite3.Connection) -> int:
+    """Return the highest rowid that a damaged file still tells of, be it in its index or by going through its rows."""
+    last = 0
+    for statement in (
+        "SELECT max(rowid) FROM Cache NOT INDEXED",
+        "SELECT rowid FROM Cache INDEXED BY Cache_key_raw",
+        "SELECT rowid FROM Cache NOT INDEXED",
+    ):
+        try:
+            for (rowid,) in connection.execute(statement):
+                last = max(last, rowid or 0)
+        except sqlite3.DatabaseError:
+            continue  # as far as it went
+        break
+    return last
