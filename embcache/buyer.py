@@ -26,7 +26,7 @@ from embcache.flight import Flight
 from embcache.forks import tell_after_fork
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from embcache.batching import Part
     from embcache.config import Settings
@@ -116,7 +116,8 @@ class Buyer:
         # What other processes have leased, and when to look for it again.
         self._elsewhere: list[tuple[float, _Job]] = []
         self._renewal = 0.0
-        self._threads: set[threading.Thread] = set()
+        self._threads: list[threading.Thread] = []
+        self._working = 0
         self._idle = 0
         self._closing = False
         self._ended = False
@@ -150,8 +151,14 @@ class Buyer:
         """Have what was counted written in a while."""
         self._orders.put(None)
 
-    def close(self, patience: float | None) -> None:
-        """Wait until all is bought, ``patience`` seconds at most, then end the threads."""
+    def close(self, patience: float | None, then: Callable[[], None]) -> None:
+        """Wait until all is bought, ``patience`` seconds at most, and end the threads.
+
+        Args:
+            patience: how long; None waits until all is bought.
+            then: called when nothing is under way any more: before this returns, or when what takes longer has ended
+                too, since what was sent is paid for, and is stored however long it takes.
+        """
         if self.closed:
             return
         self.closed = True
@@ -159,6 +166,11 @@ class Buyer:
         self._orders.put(_Close(None if patience is None else time.monotonic() + patience, done))
         with contextlib.suppress(queue.Empty):
             done.get(timeout=None if patience is None else patience + GRACE)
+        self._keeper.flush()
+        if self._threads:
+            self._delivery.when_ended(then)
+        else:
+            then()
 
     # On the desk's thread
 
@@ -254,7 +266,7 @@ class Buyer:
             threads = list(self._threads)
         for thread in threads:
             thread.join(_until(deadline))
-        self._delivery.close(_until(deadline))
+        self._delivery.join(_until(deadline))
         self._ended = True
         self._turn_away()
         order.done.put(None)
@@ -303,7 +315,8 @@ class Buyer:
         self._changed.notify()
         if not self._idle and len(self._threads) < self._settings.max_concurrency:
             thread = threading.Thread(target=self._work, name=f"embcache-request-{len(self._threads)}", daemon=True)
-            self._threads.add(thread)
+            self._threads.append(thread)
+            self._working += 1
             thread.start()
 
     def _next_task(self) -> tuple[_Job, Part | None] | None:
@@ -325,6 +338,9 @@ class Buyer:
             with self._changed:
                 while (task := self._next_task()) is None:
                     if self._closing:
+                        self._working -= 1
+                        if not self._working:  # only now will nothing come any more, however long it took
+                            self._delivery.end()
                         return
                     self._idle += 1
                     self._changed.wait()

@@ -72,8 +72,10 @@ class Delivery:
         self._land = land
         self._room = threading.Semaphore(ROOM * requests)
         self._outcomes: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
-        self._starting = threading.Lock()
+        self._changing = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._ended = False
+        self._then: Callable[[], None] | None = None
 
     def wait_for_room(self) -> None:
         """Wait until one more outcome may be put. Not with a lock held that ``land`` takes."""
@@ -81,17 +83,37 @@ class Delivery:
 
     def put(self, outcome: Outcome) -> None:
         """Have an outcome stored and landed, after those put before; there must be room for it."""
-        with self._starting:
+        with self._changing:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="embcache-delivery", daemon=True)
                 self._thread.start()
         self._outcomes.put(outcome)
 
-    def close(self, patience: float | None) -> None:
-        """End the thread once all is delivered, after ``patience`` seconds at most; nothing may be put any more."""
-        if self._thread is not None:
+    def end(self) -> None:
+        """End the thread once all is delivered; nothing may be put any more."""
+        if self._thread is None:
+            self._say_ended()
+        else:
             self._outcomes.put(None)
+
+    def join(self, patience: float | None) -> None:
+        """Wait for the thread's end, ``patience`` seconds at most."""
+        if self._thread is not None:
             self._thread.join(patience)
+
+    def when_ended(self, then: Callable[[], None]) -> None:
+        """Have ``then`` called when all is delivered, at once if it is."""
+        with self._changing:
+            if not self._ended:
+                self._then = then
+                return
+        then()
+
+    def _say_ended(self) -> None:
+        with self._changing:
+            self._ended, then = True, self._then
+        if then is not None:
+            then()
 
     def _work(self) -> None:
         while (outcome := self._outcomes.get()) is not None:
@@ -101,6 +123,7 @@ class Delivery:
                 error = StoreError(f"the store raised {type(fault).__name__}")
             self._land(outcome.flights, error)
             self._room.release()
+        self._say_ended()
 
     def _store(self, outcome: Outcome) -> StoreError | None:
         """Store what came with its bill in one commit, and tell other processes; return what went wrong."""

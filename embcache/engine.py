@@ -198,8 +198,10 @@ class Engine:
         Args:
             patience: seconds to wait at most; None waits until all is bought.
         """
-        self._buyer.close(patience)
-        self.keeper.flush()
+        self._buyer.close(patience, self._give_back)
+
+    def _give_back(self) -> None:
+        self.keeper.flush()  # what was counted since
         self._provider.close()
         if self._owns_store:
             self._store.close()

@@ -163,6 +163,25 @@ def test_an_embedder_nobody_holds(bench: Bench) -> None:
         assert other.stats().hits == len(TEXTS)
 
 
+def test_what_takes_longer_than_the_end(bench: Bench) -> None:
+    """What was sent is stored however long its answer takes, though nobody holds the embedder; then threads end."""
+    before = threading.enumerate()
+    gate = threading.Event()
+    bench.server.play(hold(gate))
+    embedder = bench.open()
+    answer = embedder.begin(TEXTS)
+    assert bench.server.wait_for(1, SECONDS)
+    embedder.face._end()  # as when it is dropped: waits for two seconds
+    assert threads_since(before)
+    gate.set()
+    assert same(answer.result(SECONDS).vectors, right(TEXTS))
+    assert soon(lambda: not threads_since(before))
+    embedder.close()
+    with bench.open() as other:
+        assert same(other.embed(TEXTS), right(TEXTS))
+    assert len(bench.server.requests) == 1
+
+
 def test_a_process_that_never_closes(bench: Bench) -> None:
     """What was counted is written at the interpreter's exit."""
     bench.run(f"call({TEXTS!r}); call({TEXTS!r})")
