@@ -60,10 +60,11 @@ class Settings:
         timeout: seconds for one request as a whole.
         max_retries: attempts after the first.
         prices: by model, for a million tokens.
+        project: whom what is done is booked for, beside the model; None for nobody.
         raise_store_errors: whether a failing store is an error rather than a warning.
         offline: whether nothing may be sent.
         read_only: whether nothing may be stored.
-        progress: whether to show a bar; None shows one on a terminal, for what takes longer than two seconds.
+        progress: whether to show a bar; None shows one where somebody looks, for what takes longer than 2 s.
     """
 
     space: Space
@@ -75,6 +76,7 @@ class Settings:
     timeout: float
     max_retries: int
     prices: Mapping[str, float]
+    project: str | None
     raise_store_errors: bool
     offline: bool
     read_only: bool
@@ -125,6 +127,7 @@ def build(  # noqa: PLR0913 - the constructor's arguments, one for one
     timeout: float,
     max_retries: int,
     prices: Mapping[str, float] | None,
+    project: str | None,
     provider: str | Provider | None,
     store: Store | None,
     on_store_error: str,
@@ -159,7 +162,7 @@ def build(  # noqa: PLR0913 - the constructor's arguments, one for one
     _at_least("max_concurrency", max_concurrency, 1)
     _at_least("max_retries", max_retries, 0)
     _more_than_nothing("timeout", timeout)
-    for name, value in (("model", model), ("provider_name", provider_name), ("epoch", epoch)):
+    for name, value in (("model", model), ("provider_name", provider_name), ("epoch", epoch), ("project", project)):
         _none_or_text(name, value)
     _check_store(store, cache_dir, size_limit)
     body = _checked_body(extra_body)
@@ -177,6 +180,7 @@ def build(  # noqa: PLR0913 - the constructor's arguments, one for one
         timeout=float(timeout),
         max_retries=max_retries,
         prices=_checked_prices(prices),
+        project=project,
         raise_store_errors=on_store_error == "raise",
         offline=offline,
         read_only=read_only,

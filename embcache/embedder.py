@@ -60,6 +60,7 @@ class _Face:
         timeout: float = 60.0,
         max_retries: int = 5,
         prices: Mapping[str, float] | None = None,
+        project: str | None = None,
         provider: str | Provider | None = None,
         store: Store | None = None,
         on_store_error: str = "warn",
@@ -89,6 +90,8 @@ class _Face:
             max_retries: attempts after the first, on 408, 409, 425, 429, 5xx and where there is no connection. What may
                 have been billed is sent once more at most: a time-out, a connection that broke, a 200 of no use.
             prices: dollars for a million tokens, by model, where embcache does not know them.
+            project: a name to book what is paid and saved under, beside the model. No part of the key: projects share
+                what is stored.
             provider: ``"novita"``, ``"local"``, or any :class:`~embcache.providers.Provider`; by default
                 ``EMBCACHE_PROVIDER``, else the API.
             store: any :class:`~embcache.stores.Store`, instead of the one in the cache folder.
@@ -98,7 +101,8 @@ class _Face:
             read_only: store nothing, and change no byte of the cache.
             allow_network_fs: use a cache folder on a network file system, where SQLite may lose or damage it.
             on_store_error: ``"warn"`` goes on without the cache where it fails, ``"raise"`` raises ``StoreError``.
-            progress: True shows a bar, False none, None shows one on a terminal for what takes longer than two seconds.
+            progress: True shows a bar, False none, None shows one in a terminal or notebook for what takes longer than
+                two seconds.
 
         Raises:
             ConfigError: a value cannot work; the message says what to do.
@@ -118,6 +122,7 @@ class _Face:
             "timeout": timeout,
             "max_retries": max_retries,
             "prices": prices,
+            "project": project,
             "provider": provider,
             "store": store,
             "on_store_error": on_store_error,

@@ -16,11 +16,11 @@ from embcache.errors import CacheMiss, EmbcacheError, InputRejected, InvalidInpu
 from embcache.flight import Call, Flight
 from embcache.inputs import Inputs
 from embcache.keeper import Keeper
-from embcache.keys import decode_space, fingerprint, fingerprints
+from embcache.keys import fingerprint, fingerprints
 from embcache.memory import Memory
-from embcache.report import begin_progress
+from embcache.report import begin_progress, read_stats
 from embcache.types import CacheStats, EmbedResult, Usage
-from embcache.usage import figures, summarise
+from embcache.usage import figures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -183,9 +183,7 @@ class Engine:
             StoreError: the store cannot be read.
         """
         self.keeper.flush()
-        totals = self._store.totals()
-        spaces = [(decode_space(name), entries, size) for name, (entries, size) in totals.spaces.items()]
-        return summarise(totals.accounts, spaces, self.settings.prices, totals.bytes_on_disk)
+        return read_stats(self._store, self.settings.prices)
 
     def session(self) -> CacheStats:
         """Return the figures of this embedder alone."""

@@ -69,7 +69,7 @@ class Keeper:
         self._notices: deque[str] = deque()
         self._understood: Understood = {}
         self.cap = Cap()
-        self.ledger = Ledger(settings.space)
+        self.ledger = Ledger(settings.space, settings.project)
 
     @property
     def dims(self) -> int | None:

@@ -21,11 +21,12 @@ Accounts = dict[bytes, dict[str, int]]
 
 
 class Ledger:
-    """Counts for one space: of the session, and on their way to the store."""
+    """Counts for one space and project: of the session, and on their way to the store."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, project: str | None = None) -> None:
         """Open an empty book."""
         self._space = space
+        self._project = project
         self._lock = threading.Lock()
         self._session: dict[str, int] = {}
         self._pending: Accounts = {}
@@ -102,7 +103,7 @@ class Ledger:
         now = time.time()
         day = int(now // DAY_SECONDS)
         if day != self._today[0]:
-            self._today = day, account_of(self._space, now)
+            self._today = day, account_of(self._space, now, self._project)
         _sum(self._session, counts)
         _sum(self._pending.setdefault(self._today[1], {}), counts)
         if self._pending_since is None:

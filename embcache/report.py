@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from dataclasses import fields
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-from embcache.types import FAULT_COUNTERS, show_money
+from embcache.keys import decode_space
+from embcache.types import HELD, OF_MODELS, OF_SPENDING, CacheStats, as_rows, part_table
+from embcache.usage import EVERYTHING, summarise
 
 if TYPE_CHECKING:
-    from embcache.types import CacheStats
+    from collections.abc import Mapping, Sequence
+    from datetime import date
+
+    from embcache.stores.base import Store
+    from embcache.usage import Wanted
 
 SECONDS_BEFORE_BAR = 2.0
 """Work that ends sooner shows no bar unless one is asked for."""
-KILO = 1000
+JSON_VERSION = 1
+"""Of the shape of :func:`as_json`. A name more is no new version; one less, or one of another meaning, is."""
+DAYS = 30
+"""Days that are shown one by one, today included."""
+PARTS = ("by_model", "by_project", "by_day")
+
+Table = list[tuple[str, ...]]
+"""A line of headings, and lines of as many cells."""
 
 
 class Progress(Protocol):
@@ -29,87 +44,86 @@ class Progress(Protocol):
 
 
 def begin_progress(total: int | None, *, wanted: bool | None) -> Progress | None:
-    """Return a bar for ``total`` inputs: always, never, or (None) on a terminal for what takes long.
+    """Return a bar for ``total`` inputs: always, never, or (None) where somebody looks, for what takes long.
 
-    A ``total`` of None shows how many are done, but not of how many.
+    Somebody looks at a terminal, and at a notebook. A ``total`` of None shows how many are done, but not of how many.
     """
-    if wanted is False or (wanted is None and not sys.stderr.isatty()):
+    if wanted is False or (wanted is None and not sys.stderr.isatty() and not in_notebook()):
         return None
-    from tqdm.auto import tqdm
+    from tqdm import TqdmWarning
+
+    # In a notebook without widgets it advises to install them, and makes do with text.
+    with warnings.catch_warnings(action="ignore", category=TqdmWarning):
+        from tqdm.auto import tqdm
 
     bar: Progress = tqdm(total=total, unit=" inputs", desc="embedding", delay=0 if wanted else SECONDS_BEFORE_BAR)
     return bar
 
 
-def as_json(stats: CacheStats) -> dict[str, Any]:
-    """Return figures as plain values, under the names of :class:`~embcache.types.CacheStats`."""
-    plain = {field.name: getattr(stats, field.name) for field in fields(stats)}
-    return plain | {"by_model": {model: as_json(part) for model, part in stats.by_model.items()}}
+def in_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook, where standard error is shown but is no terminal."""
+    get_shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return get_shell is not None and hasattr(get_shell(), "kernel")
 
 
-def hit_rate(stats: CacheStats) -> float | None:
-    """Return the share of inputs that were answered without a request; None where none was asked for.
+def read_stats(store: Store, prices: Mapping[str, float], wanted: Wanted = EVERYTHING) -> CacheStats:
+    """Return the figures of a store, from its accounts and what it counts of its spaces; no entry is read.
 
-    Repetitions within a call are no hits: nothing was stored for them yet.
+    Args:
+        store: where the accounts are.
+        prices: the user's, by model, for a million tokens.
+        wanted: whose figures.
+
+    Raises:
+        StoreError: it cannot be read.
     """
-    asked = stats.hits + stats.misses + stats.duplicates
-    return stats.hits / asked if asked else None
+    totals = store.totals()
+    spaces = [(decode_space(name), entries, size) for name, (entries, size) in totals.spaces.items()]
+    return summarise(totals.accounts, spaces, prices, totals.bytes_on_disk, wanted)
 
 
-def show_bytes(count: int) -> str:
-    """Return a number of bytes for people, in powers of ten."""
-    size = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < KILO:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= KILO
-    return f"{size:,.1f} TB"
+def as_json(stats: CacheStats) -> dict[str, Any]:
+    """Return figures as plain values, under the names of :class:`~embcache.types.CacheStats`, with a version."""
+    names = [field.name for field in fields(stats) if field.name not in PARTS]
+
+    def plain(part: CacheStats) -> dict[str, Any]:
+        return {name: getattr(part, name) for name in names}
+
+    parts = {by: {name: plain(part) for name, part in getattr(stats, by).items()} for by in PARTS}
+    return {"version": JSON_VERSION, **plain(stats), **parts}
 
 
-def show_rate(rate: float | None) -> str:
-    """Return a share in per cent; a dash where there is none."""
-    return "-" if rate is None else f"{rate:.1%}"
+def total_rows(stats: CacheStats, wanted: Wanted) -> list[tuple[str, str]]:
+    """Return the figures in all for people, as (what, how much), without what cannot be told of a project."""
+    return [row for row in as_rows(stats) if wanted.project is None or row[0] not in HELD]
 
 
-def as_rows(stats: CacheStats) -> list[tuple[str, str]]:
-    """Return figures for people, as (what, how much); counters of faults only where something went wrong."""
-    rows = [
-        ("entries", f"{stats.entries:,}"),
-        ("on disk", show_bytes(stats.bytes_on_disk)),
-        ("hits", f"{stats.hits:,}"),
-        ("misses", f"{stats.misses:,}"),
-        ("duplicates", f"{stats.duplicates:,}"),
-        ("hit rate", show_rate(hit_rate(stats))),
-        ("requests", f"{stats.requests:,}"),
-        ("tokens billed", f"{stats.billed_tokens:,}"),
-        ("cost", show_money(stats.cost)),
-        ("tokens saved", f"{stats.saved_tokens:,}"),
-        ("saving", show_money(stats.saved_cost)),
-    ]
-    if stats.saved_tokens:
-        rows.insert(10, ("saved exactly", f"{stats.saved_exact:,}"))
-    if stats.unknown_requests:
-        rows.append(("requests of unknown cost", f"{stats.unknown_requests:,}"))
-    return rows + [
-        (name.replace("_", " "), f"{getattr(stats, name):,}") for name in FAULT_COUNTERS if getattr(stats, name)
-    ]
+def part_tables(stats: CacheStats, wanted: Wanted) -> list[Table]:
+    """Return the figures by model, and by project if one has a name; none where there are none."""
+    tables: list[Table] = []
+    if stats.by_model:
+        tables.append(part_table("model", stats.by_model, OF_MODELS if wanted.project is None else OF_SPENDING))
+    if any(stats.by_project):
+        tables.append(part_table("project", stats.by_project, OF_SPENDING))
+    return tables
 
 
-MODEL_COLUMNS = ("model", "entries", "on disk", "hit rate", "billed", "cost", "saved", "saving")
+def last_days(stats: CacheStats, today: date) -> dict[str, CacheStats]:
+    """Return the figures of each of the last days, those on which nothing happened included, by ISO date."""
+    days = [(today - timedelta(days=before)).isoformat() for before in reversed(range(DAYS))]
+    return {day: stats.by_day.get(day, CacheStats()) for day in days}
 
 
-def by_model_rows(stats: CacheStats) -> list[tuple[str, ...]]:
-    """Return the figures of each model, under ``MODEL_COLUMNS``."""
+def day_table(days: Mapping[str, CacheStats]) -> Table:
+    """Return the figures of those of ``days`` on which anything happened."""
+    return part_table("day", {day: part for day, part in days.items() if part != CacheStats()}, OF_SPENDING)
+
+
+def aligned(rows: Sequence[Sequence[str]], *, numbers: bool = True) -> list[str]:
+    """Return rows as lines of text: the first column to the left, the others to the right if they are ``numbers``."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    adjust = [str.ljust, *[str.rjust if numbers else str.ljust] * (len(widths) - 1)]
     return [
-        (
-            model,
-            f"{part.entries:,}",
-            show_bytes(part.bytes_on_disk),
-            show_rate(hit_rate(part)),
-            f"{part.billed_tokens:,}",
-            "unknown" if part.cost is None else show_money(part.cost),
-            f"{part.saved_tokens:,}",
-            "unknown" if part.saved_cost is None else show_money(part.saved_cost),
-        )
-        for model, part in stats.by_model.items()
+        "  ".join(put(cell, width) for put, cell, width in zip(adjust, row, widths, strict=True)).rstrip()
+        for row in rows
     ]

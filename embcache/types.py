@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from embcache.show import html_table, printable, show_bytes, show_money, show_rate
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -119,6 +121,23 @@ class EmbedResult:
     model: str
     rejected: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
 
+    def _repr_html_(self) -> str:
+        """Return what the call took as a small table for a notebook; of the vectors, only what they are."""
+        rows = [
+            ("vectors", f"{self.vectors.dtype.name} {self.vectors.shape}"),
+            ("hits", f"{self.hits:,}"),
+            ("misses", f"{self.misses:,}"),
+            ("duplicates", f"{self.duplicates:,}"),
+            ("requests", f"{self.requests:,}"),
+            ("tokens billed", f"{self.usage.total_tokens:,}"),
+            ("tokens saved", f"{self.usage.saved_tokens:,}"),
+        ]
+        if self.usage.unknown_requests:
+            rows.append(("requests of unknown cost", f"{self.usage.unknown_requests:,}"))
+        if self.rejected:
+            rows.append(("inputs refused", f"{len(self.rejected):,}"))
+        return html_table(rows, caption=self.model)
+
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
@@ -126,7 +145,7 @@ class CacheStats:
 
     Attributes:
         entries: vectors in the store (of a session: stored by it).
-        bytes_on_disk: bytes of the store's files; in ``by_model`` and in a session, of the entries alone.
+        bytes_on_disk: bytes of the store's files; of a part of them and in a session, of the entries alone.
         hits: inputs answered without a request.
         misses: distinct inputs sent.
         duplicates: further occurrences of a miss in the same call.
@@ -145,7 +164,11 @@ class CacheStats:
         evicted: entries removed to keep ``size_limit``.
         quarantined: times a damaged file was set aside.
         reopened: times the file was replaced under an open store.
-        by_model: the same figures for each model.
+        by_model: the same figures for each model, one of an epoch by itself.
+        by_project: for each project, ``""`` being what was done for none. Entries belong to no project, and count 0.
+        by_day: for each day (UTC) of which anything is booked, by its ISO date, in order. Entries count 0.
+
+    The parts have no parts of their own, and a session has none.
     """
 
     entries: int = 0
@@ -169,6 +192,8 @@ class CacheStats:
     quarantined: int = 0
     reopened: int = 0
     by_model: Mapping[str, CacheStats] = field(default_factory=lambda: MappingProxyType({}))
+    by_project: Mapping[str, CacheStats] = field(default_factory=lambda: MappingProxyType({}))
+    by_day: Mapping[str, CacheStats] = field(default_factory=lambda: MappingProxyType({}))
 
     def __str__(self) -> str:
         """Return what was paid and what was saved, as lines of text."""
@@ -185,6 +210,14 @@ class CacheStats:
         lines += [f"{name}: {getattr(self, name):,}" for name in FAULT_COUNTERS if getattr(self, name)]
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        """Return what was paid and what was saved as small tables for a notebook."""
+        tables = [html_table(as_rows(self), caption="embcache")]
+        if self.by_model:
+            head, *rows = part_table("model", self.by_model, OF_MODELS)
+            tables.append(html_table(rows, head))
+        return "".join(tables)
+
 
 FAULT_COUNTERS = (
     "corrupt",
@@ -197,10 +230,61 @@ FAULT_COUNTERS = (
     "reopened",
 )
 """The counters of what went wrong without failing, in the order they are shown."""
+HELD = ("entries", "on disk")
+"""What is told of the store, and belongs to no project and no day."""
+MONEY = ("billed", "cost", "saved", "saving")
+OF_MODELS = (*HELD, "hit rate", *MONEY)
+OF_SPENDING = ("hits", "misses", "hit rate", *MONEY)
 
 
-def show_money(amount: float | None) -> str:
-    """Return an amount for people: two decimals, more where it is small, and ``unknown`` for None."""
-    if amount is None:
-        return "price unknown"
-    return f"${amount:,.2f}" if amount == 0 or amount >= 1 else f"${amount:.6f}".rstrip("0")
+def hit_rate(stats: CacheStats) -> float | None:
+    """Return the share of inputs that were answered without a request; None where none was asked for.
+
+    Repetitions within a call are no hits: nothing was stored for them yet.
+    """
+    asked = stats.hits + stats.misses + stats.duplicates
+    return stats.hits / asked if asked else None
+
+
+def as_rows(stats: CacheStats) -> list[tuple[str, str]]:
+    """Return figures for people, as (what, how much); counters of faults only where something went wrong."""
+    rows = [
+        ("entries", f"{stats.entries:,}"),
+        ("on disk", show_bytes(stats.bytes_on_disk)),
+        ("hits", f"{stats.hits:,}"),
+        ("misses", f"{stats.misses:,}"),
+        ("duplicates", f"{stats.duplicates:,}"),
+        ("hit rate", show_rate(hit_rate(stats))),
+        ("requests", f"{stats.requests:,}"),
+        ("tokens billed", f"{stats.billed_tokens:,}"),
+        ("cost", show_money(stats.cost)),
+        ("tokens saved", f"{stats.saved_tokens:,}"),
+    ]
+    if stats.saved_tokens:
+        rows.append(("saved exactly", f"{stats.saved_exact:,}"))
+        rows.append(("saved, apportioned", f"{stats.saved_tokens - stats.saved_exact:,}"))
+    rows.append(("saving", show_money(stats.saved_cost)))
+    if stats.unknown_requests:
+        rows.append(("requests of unknown cost", f"{stats.unknown_requests:,}"))
+    return rows + [
+        (name.replace("_", " "), f"{getattr(stats, name):,}") for name in FAULT_COUNTERS if getattr(stats, name)
+    ]
+
+
+def part_table(first: str, parts: Mapping[str, CacheStats], columns: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the figures of each part for people, below their names; a part without a name is ``(none)``."""
+    table = [(first, *columns)]
+    for name, part in parts.items():
+        cells = {
+            "entries": f"{part.entries:,}",
+            "on disk": show_bytes(part.bytes_on_disk),
+            "hits": f"{part.hits:,}",
+            "misses": f"{part.misses:,}",
+            "hit rate": show_rate(hit_rate(part)),
+            "billed": f"{part.billed_tokens:,}",
+            "cost": "unknown" if part.cost is None else show_money(part.cost),
+            "saved": f"{part.saved_tokens:,}",
+            "saving": "unknown" if part.saved_cost is None else show_money(part.saved_cost),
+        }
+        table.append((printable(name) or "(none)", *(cells[column] for column in columns)))
+    return table

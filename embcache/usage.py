@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from datetime import date
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embcache.types import CacheStats
 
@@ -29,16 +30,53 @@ LOCAL_PROVIDER = "local"
 """The provider id of models computed in the process, which cost nothing."""
 MILLION = 1_000_000
 DAY_SECONDS = 86_400
+FIRST_DAY = date(1970, 1, 1).toordinal()
 
 
-def account_of(space: Space, now: float) -> bytes:
+class Account(NamedTuple):
+    """What an account's name says: whose it is, and of which day (UTC, counted from 1970)."""
+
+    day: int
+    provider: str
+    model: str
+    epoch: str | None
+    project: str | None
+
+
+class Wanted(NamedTuple):
+    """Whose figures are wanted; None leaves it open."""
+
+    provider: str | None = None
+    model: str | None = None
+    project: str | None = None
+
+
+EVERYTHING = Wanted()
+Groups = dict[tuple[str, str, str], Counter[str]]
+"""Counters by label, provider and model."""
+
+
+def account_of(space: Space, now: float, project: str | None = None) -> bytes:
     """Return the name of the account that what happens at ``now`` (seconds since 1970) in ``space`` is booked on.
 
-    Accounts are kept by day (UTC), provider, model, format and epoch.
+    Accounts are kept by day (UTC), provider, model, format, epoch and project.
     """
-    epoch = dict(space.fields).get("epoch")
-    named = [int(now // DAY_SECONDS), space.provider, space.model, space.format]
-    return json.dumps(named if epoch is None else [*named, {"epoch": epoch}]).encode()
+    named: list[object] = [int(now // DAY_SECONDS), space.provider, space.model, space.format]
+    more = {"epoch": dict(space.fields).get("epoch"), "project": project}
+    more = {name: value for name, value in more.items() if value is not None}
+    return json.dumps([*named, more] if more else named).encode()
+
+
+def read_account(name: bytes) -> Account:
+    """Return what the name of an account says; what a later embcache adds to names is left out."""
+    day, provider, model, _, *rest = json.loads(name)
+    more: dict[str, str] = rest[0] if rest and hasattr(rest[0], "get") else {}
+    return Account(day, provider, model, more.get("epoch"), more.get("project"))
+
+
+def day_name(day: int) -> str:
+    """Return a day, counted from 1970, as an ISO date; one beyond the calendar's ends is the last or the first."""
+    return date.fromordinal(min(max(day + FIRST_DAY, 1), date.max.toordinal())).isoformat()
 
 
 def label_of(model: str, epoch: str | None) -> str:
@@ -90,34 +128,59 @@ def summarise(
     spaces: Iterable[tuple[Space, int, int]],
     prices: Mapping[str, float],
     bytes_on_disk: int,
+    wanted: Wanted = EVERYTHING,
 ) -> CacheStats:
-    """Return accounts as figures, in all and by model.
+    """Return accounts as figures: in all, by model, by project and by day.
 
     Args:
         accounts: counters by account, named as :func:`account_of` does.
         spaces: each space with its entries and their bytes.
         prices: the user's prices, by model, for a million tokens.
-        bytes_on_disk: what the whole store takes.
+        bytes_on_disk: what the whole store takes; told only where everything is wanted.
+        wanted: what to leave out. Entries belong to no project: where one is wanted, none are counted.
     """
-    counters: dict[tuple[str, str, str], Counter[str]] = {}
+    by_model, by_project, by_day = Groups(), Groups(), Groups()
     for name, counts in accounts.items():
-        _, provider, model, _, *more = json.loads(name)
-        label = label_of(model, more[0].get("epoch") if more and hasattr(more[0], "get") else None)
-        counters.setdefault((provider, model, label), Counter()).update(counts)
+        account = read_account(name)
+        if _is_wanted(wanted, account.provider, account.model, account.project):
+            for groups, label in (
+                (by_model, label_of(account.model, account.epoch)),
+                (by_project, account.project or ""),
+                (by_day, day_name(account.day)),
+            ):
+                groups.setdefault((label, account.provider, account.model), Counter()).update(counts)
     for space, entries, size in spaces:
-        key = space.provider, space.model, label_of(space.model, dict(space.fields).get("epoch"))
-        counters.setdefault(key, Counter()).update(entries=entries, bytes_on_disk=size)
-    by_model: dict[str, CacheStats] = {}
-    for (provider, model, label), counts in sorted(counters.items()):
-        part = figures(counts, provider, model, prices)
-        by_model[label] = add(by_model[label], part) if label in by_model else part
+        if _is_wanted(wanted, space.provider, space.model, None):
+            key = label_of(space.model, dict(space.fields).get("epoch")), space.provider, space.model
+            by_model.setdefault(key, Counter()).update(entries=entries, bytes_on_disk=size)
+    models = _parts(by_model, prices)
     total = CacheStats()
-    for part in by_model.values():
+    for part in models.values():
         total = add(total, part)
-    return replace(total, bytes_on_disk=bytes_on_disk, by_model=MappingProxyType(by_model))
+    return replace(
+        total,
+        bytes_on_disk=bytes_on_disk if wanted == EVERYTHING else total.bytes_on_disk,
+        by_model=models,
+        by_project=_parts(by_project, prices),
+        by_day=_parts(by_day, prices),
+    )
 
 
-COUNTERS = tuple(name for name in CacheStats.__dataclass_fields__ if name not in {"cost", "saved_cost", "by_model"})
+def _is_wanted(wanted: Wanted, *its: str | None) -> bool:
+    return all(wish in (None, value) for wish, value in zip(wanted, its, strict=True))
+
+
+def _parts(groups: Groups, prices: Mapping[str, float]) -> Mapping[str, CacheStats]:
+    """Return the figures of each label, in order; what it holds of each provider's model at its own price."""
+    parts: dict[str, CacheStats] = {}
+    for (label, provider, model), counts in sorted(groups.items()):
+        part = figures(counts, provider, model, prices)
+        parts[label] = add(parts[label], part) if label in parts else part
+    return MappingProxyType(parts)
+
+
+NO_COUNTERS = frozenset({"cost", "saved_cost", "by_model", "by_project", "by_day"})
+COUNTERS = tuple(name for name in CacheStats.__dataclass_fields__ if name not in NO_COUNTERS)
 
 
 def figures(counts: Mapping[str, int], provider: str, model: str, prices: Mapping[str, float]) -> CacheStats:
@@ -132,7 +195,7 @@ def figures(counts: Mapping[str, int], provider: str, model: str, prices: Mappin
 
 
 def add(one: CacheStats, other: CacheStats) -> CacheStats:
-    """Return the sum of two sets of figures, without their parts by model; an unknown amount makes the sum unknown."""
+    """Return the sum of two sets of figures, without their parts; an unknown amount makes the sum unknown."""
     sums: dict[str, Any] = {name: getattr(one, name) + getattr(other, name) for name in COUNTERS}
     return CacheStats(
         **sums,

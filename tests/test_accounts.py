@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
+import time
 from collections import Counter
 from dataclasses import fields
+from datetime import date, timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -47,6 +51,8 @@ NAMES = [
     "quarantined",
     "reopened",
     "by_model",
+    "by_project",
+    "by_day",
 ]
 
 
@@ -57,7 +63,7 @@ def some(stats: CacheStats, *names: str) -> tuple[Any, ...]:
 def test_names() -> None:
     """The figures have exactly the names that are promised, as attributes and as JSON."""
     assert [field.name for field in fields(CacheStats)] == NAMES
-    assert list(as_json(CacheStats())) == NAMES
+    assert list(as_json(CacheStats())) == ["version", *NAMES]
 
 
 def test_an_empty_cache(bench: Bench) -> None:
@@ -176,6 +182,46 @@ def test_by_model(bench: Bench) -> None:
     assert all(part.by_model == {} for part in stats.by_model.values())
     # A session is this embedder's alone.
     assert some(session, "entries", "hits", "misses", "requests", "billed_tokens") == (3, 0, 3, 1, 3)
+
+
+def test_by_project(bench: Bench) -> None:
+    """Projects share what is stored and have accounts of their own, and so has what is done for none."""
+    with bench.open(project="one") as one, bench.open(project="two", model="m") as two, bench.open() as none:
+        one.embed(["a", "b", "a"])
+        two.embed(["a", "b", "c"])
+    with bench.open() as none:
+        none.embed(["a", "b", "d"])
+        stats = none.stats()
+    figures = {name: some(part, "hits", "misses", "duplicates", "requests") for name, part in stats.by_project.items()}
+    assert figures == {"": (2, 1, 0, 1), "one": (0, 2, 1, 1), "two": (0, 3, 0, 1)}
+    assert sum(part.billed_tokens for part in stats.by_project.values()) == bench.server.billed_tokens == 6
+    assert {part.entries for part in stats.by_project.values()} == {0}
+    assert all(part.by_project == part.by_day == {} for part in stats.by_project.values())
+
+
+def test_a_project_travels(bench: Bench) -> None:
+    """An embedder that is made anew in another process books for the same project."""
+    with bench.open(project="one") as embedder:
+        again = pickle.loads(pickle.dumps(embedder.face))  # noqa: S301 - our own
+        assert again._engine.settings.project == "one"
+
+
+def test_by_day(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens on a day (UTC) is told of that day, also where an embedder outlives it."""
+    now = 1_000_000 * 86_400.0 - 1  # the last second of a day
+    monkeypatch.setattr("embcache.ledger.time", SimpleNamespace(time=lambda: now, monotonic=time.monotonic))
+    with bench.open() as embedder:
+        embedder.embed(["a", "b"])
+        before = embedder.stats().by_day
+        now += 1
+        embedder.embed(["a", "c"])
+        after = embedder.stats().by_day
+    yesterday, today = after
+    assert date.fromisoformat(today) - date.fromisoformat(yesterday) == timedelta(days=1)
+    assert before == {yesterday: after[yesterday]}
+    assert some(after[yesterday], "hits", "misses", "requests") == (0, 2, 1)
+    assert some(after[today], "hits", "misses", "requests") == (1, 1, 1)
+    assert sum(part.billed_tokens for part in after.values()) == bench.server.billed_tokens
 
 
 def test_bytes(bench: Bench) -> None:

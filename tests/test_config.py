@@ -94,6 +94,7 @@ def test_arguments() -> None:
         store=store,
         on_store_error="raise",
         epoch="2026-11",
+        project="p",
         progress=False,
     )
     fields = ("body.n", "1.0"), ("body.user", '"u"'), ("dimensions", "8"), ("epoch", "2026-11")
@@ -102,7 +103,7 @@ def test_arguments() -> None:
     settings = parts.settings
     assert (settings.dimensions, settings.extra_body, settings.prices) == (8, {"user": "u", "n": 1.0}, {"m": 2})
     assert (settings.batch_size, settings.max_concurrency, settings.max_retries, settings.timeout) == (32, 1, 0, 5.0)
-    assert (settings.raise_store_errors, settings.progress) == (True, False)
+    assert (settings.raise_store_errors, settings.progress, settings.project) == (True, False, "p")
     assert (parts.store, parts.owns_store) == (store, False)
 
 

@@ -11,14 +11,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embcache.types import CacheStats, Space
-from embcache.usage import COUNTERS, account_of, add, apportion, believed, figures, price_of, summarise
+from embcache.usage import (
+    COUNTERS,
+    Account,
+    Wanted,
+    account_of,
+    add,
+    apportion,
+    believed,
+    day_name,
+    figures,
+    price_of,
+    read_account,
+    summarise,
+)
 
 COUNTS = st.dictionaries(st.sampled_from(COUNTERS), st.integers(0, 2**50))
 
 
-def account(provider: str, model: str, form: str = "base64", day: int = 0, epoch: str | None = None) -> bytes:
+def account(  # noqa: PLR0913, PLR0917 - all that makes a name
+    provider: str,
+    model: str,
+    form: str = "base64",
+    day: int = 0,
+    epoch: str | None = None,
+    project: str | None = None,
+) -> bytes:
     fields = () if epoch is None else (("epoch", epoch),)
-    return account_of(Space(provider, model, form, fields), day * 86_400)
+    return account_of(Space(provider, model, form, fields), day * 86_400, project)
 
 
 def without_money(told: CacheStats) -> CacheStats:
@@ -86,7 +106,7 @@ def test_not_believed(tokens: object) -> None:
 # Accounts
 
 
-def test_accounts_are_kept_by_day_provider_model_format_and_epoch() -> None:
+def test_accounts_are_kept_by_day_provider_model_format_epoch_and_project() -> None:
     """Two things are booked on one account if all of these are the same; other fields do not matter."""
     noon = 20_000 * 86_400 + 43_200
     space = Space("novita", "baai/bge-m3", "base64")
@@ -102,8 +122,51 @@ def test_accounts_are_kept_by_day_provider_model_format_and_epoch() -> None:
         account_of(Space("novita", "baai/bge-m3", "base64", (("dimensions", "8"), ("epoch", "2"))), noon),
         account_of(Space("novita", "baai/bge-m3", "base64", (("epoch", ""),)), noon),
         account_of(Space("novita", "baai/bge-m3", "base64", (("body.epoch", '"2"'),)), noon),
+        account_of(space, noon, "2"),
+        account_of(Space("novita", "baai/bge-m3", "base64", (("epoch", "2"),)), noon, "2"),
     }
-    assert len(names) == 7
+    assert len(names) == 9
+
+
+NAMES = st.text(min_size=1)
+
+
+@given(st.integers(0, 10**5), NAMES, NAMES, st.none() | NAMES, st.none() | NAMES)
+def test_account_names_are_read_back(
+    day: int, provider: str, model: str, epoch: str | None, project: str | None
+) -> None:
+    """Whatever an account is kept by is read back from its name, whatever the names."""
+    name = account(provider, model, day=day, epoch=epoch, project=project)
+    assert read_account(name) == Account(day, provider, model, epoch, project)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        (b'[20000, "novita", "m", "base64"]', Account(20_000, "novita", "m", None, None)),
+        (b'[20000, "novita", "m", "base64", {"epoch": "2"}]', Account(20_000, "novita", "m", "2", None)),
+        (b'[20000, "novita", "m", "base64", {"project": "p"}]', Account(20_000, "novita", "m", None, "p")),
+    ],
+)
+def test_old_names_are_read(name: bytes, read: Account) -> None:
+    """Names as they were written before there were projects are read, and are written so where there is none."""
+    assert read_account(name) == read
+    assert account(read.provider, read.model, day=read.day, epoch=read.epoch, project=read.project) == name
+
+
+@pytest.mark.parametrize(
+    ("day", "name"),
+    [
+        (0, "1970-01-01"),
+        (20_000, "2024-10-04"),
+        (-1, "1969-12-31"),
+        (10**9, "9999-12-31"),
+        (-(10**9), "0001-01-01"),
+    ],
+)
+def test_day_names(day: int, name: str) -> None:
+    """A day has its ISO date; a clock beyond the calendar makes no figures unreadable."""
+    assert day_name(day) == name
 
 
 # Money
@@ -211,6 +274,54 @@ def test_summarise() -> None:
     assert told.unknown_requests == 1
     assert told.cost == pytest.approx(0.18)
     assert told.saved_cost == pytest.approx(0.02)
+    assert list(told.by_day) == ["1970-01-01", "1970-01-02"]
+    assert told.by_day["1970-01-01"].cost == pytest.approx(0.18)
+    assert without_money(told.by_day["1970-01-02"]) == CacheStats(hits=4, saved_tokens=2_000_000, saved_exact=5)
+    assert list(told.by_project) == [""]
+
+
+PROJECTS = {
+    account("novita", "baai/bge-m3", project="p"): {"hits": 1, "billed_tokens": 1_000_000},
+    account("local", "baai/bge-m3", day=1, project="p"): {"hits": 2, "billed_tokens": 1_000_000},
+    account("novita", "m", project="q", epoch="2"): {"hits": 4, "billed_tokens": 1},
+    account("novita", "m", day=1): {"hits": 8},
+}
+
+
+def test_projects() -> None:
+    """Each project has its figures, each model in it at its own price; what belongs to none comes first."""
+    told = summarise(PROJECTS, [(Space("novita", "m", "base64"), 3, 300)], {}, 999)
+    assert {name: (part.hits, part.entries) for name, part in told.by_project.items()} == {
+        "": (8, 0),
+        "p": (3, 0),
+        "q": (4, 0),
+    }
+    assert told.by_project["p"].cost == pytest.approx(0.01)
+    assert told.by_project["q"].cost is None
+    assert (told.hits, told.entries, told.cost) == (15, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hits", "held"),
+    [
+        (Wanted(), 15, (5, 999)),
+        (Wanted(project="p"), 3, (0, 0)),
+        (Wanted(project="p", provider="local"), 2, (0, 0)),
+        (Wanted(model="m"), 12, (3, 300)),
+        (Wanted(provider="novita"), 13, (3, 300)),
+        (Wanted(provider="novita", model="baai/bge-m3"), 1, (0, 0)),
+        (Wanted(model="m", project="q"), 4, (0, 0)),
+        (Wanted(project="nobody"), 0, (0, 0)),
+    ],
+)
+def test_wanted(wanted: Wanted, hits: int, held: tuple[int, int]) -> None:
+    """Only what is wanted is counted, in all and in each part; what the files take belongs to the whole alone."""
+    spaces = [(Space("novita", "m", "base64"), 3, 300), (Space("local", "baai/bge-m3", "base64"), 2, 20)]
+    told = summarise(PROJECTS, spaces, {}, 999, wanted)
+    assert told.hits == hits
+    assert (told.entries, told.bytes_on_disk) == held
+    for parts in (told.by_model, told.by_project, told.by_day):
+        assert sum(part.hits for part in parts.values()) == hits
 
 
 def test_one_model_of_two_providers() -> None:
@@ -262,11 +373,22 @@ def test_accounts_of_a_later_version() -> None:
         assert told.by_model == {"baai/bge-m3": CacheStats(hits=2)}
 
 
-@given(st.dictionaries(st.tuples(st.sampled_from(["novita", "local", "x"]), st.sampled_from(["m", "n"])), COUNTS))
-def test_the_whole_is_the_sum_of_its_parts(counts: dict[tuple[str, str], dict[str, Any]]) -> None:
-    """Every counter of the whole is the sum of that counter over the models."""
+WHOSE = st.tuples(
+    st.sampled_from(["novita", "local", "x"]),
+    st.sampled_from(["m", "n"]),
+    st.just("base64"),
+    st.integers(0, 3),
+    st.sampled_from([None, "1", "2"]),
+    st.sampled_from([None, "p", "q"]),
+)
+
+
+@given(st.dictionaries(WHOSE, COUNTS))
+def test_the_whole_is_the_sum_of_its_parts(counts: dict[tuple[Any, ...], dict[str, Any]]) -> None:
+    """Every counter of the whole is the sum of that counter over the models, over the projects and over the days."""
     told = summarise({account(*names): each for names, each in counts.items()}, [], {}, 0)
     for name in COUNTERS:
         if name != "bytes_on_disk":
-            assert getattr(told, name) == sum(getattr(part, name) for part in told.by_model.values())
             assert getattr(told, name) == sum(each.get(name, 0) for each in counts.values())
+            for parts in (told.by_model, told.by_project, told.by_day):
+                assert getattr(told, name) == sum(getattr(part, name) for part in parts.values())

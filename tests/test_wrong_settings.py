@@ -62,6 +62,7 @@ WRONG: dict[str, list[Any]] = {
     "on_store_error": ["ignore", None, True],
     "progress": ["yes"],
     "epoch": ["", 5, "\ud800"],
+    "project": ["", " ", 5, "\ud800"],
     "offline": ["no"],
     "read_only": ["no"],
     "allow_network_fs": ["no"],

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from embcache.errors import ConfigError, EmbcacheError, EmbcacheWarning, StoreError
+from embcache.show import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -159,9 +160,8 @@ def say(message: str, *, always: bool = False) -> None:
     """
     if _Voice.is_quiet and not always:
         return
-    line = "".join(character if character.isprintable() else " " for character in message)
     with suppress(AttributeError, OSError):  # nobody listens
-        sys.stderr.write(f"embcache: {line}\n")
+        sys.stderr.write(f"embcache: {printable(message)}\n")
         sys.stderr.flush()
 
 

@@ -32,6 +32,10 @@ def embed(  # noqa: PLR0913 - its options
     ] = None,
     provider: ProviderChoice = None,
     base_url: BaseUrl = None,
+    project: Annotated[
+        str | None,
+        typer.Option("--project", metavar="NAME", help="Whom to book what is paid and saved for, in the accounts."),
+    ] = None,
     cache_dir: CacheDir = None,
 ) -> None:
     """Embed the texts of files.
@@ -52,6 +56,7 @@ def embed(  # noqa: PLR0913 - its options
         base_url=base_url,
         cache_dir=cache_dir,
         provider=None if provider is None else provider.value,
+        project=project,
         progress=False,
     )
     # Not `with embedder`: its end would wait for what is being bought even after a second Ctrl-C.

@@ -124,11 +124,22 @@ def opened(out: str | None) -> Generator[Output]:
     if out == STDOUT:
         yield JsonLines(write_out)
         return
+    with replacing(out) as file:
+        yield Npy(file) if Path(out).suffix.lower() == ".npy" else JsonLines(file.write)
+
+
+@contextmanager
+def replacing(out: str) -> Generator[BinaryIO]:
+    """Give a file to write; the one of the name ``out`` appears, or is replaced, when the block ends well.
+
+    Raises:
+        Fault: it cannot be written.
+    """
     path = Path(out).resolve()
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("xb") as file:
-            yield Npy(file) if path.suffix.lower() == ".npy" else JsonLines(file.write)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)

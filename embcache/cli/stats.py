@@ -2,24 +2,28 @@
 
 import json
 import sys
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embcache.cli.common import CacheDir, ProviderName, write_out
+from embcache.cli.common import CacheDir, Code, Fault, ProviderName, write_out
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from embcache.types import CacheStats
+    from embcache.usage import Wanted
 
 
-def stats(
+def stats(  # noqa: PLR0913 - its options
     *,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, with the names of embcache.CacheStats.")
+        bool, typer.Option("--json", help="Print one JSON object; docs/accounts.md says what is in it.")
     ] = False,
+    html: Annotated[
+        str | None,
+        typer.Option("--html", metavar="FILE", help="Write FILE, a page to look at that needs nothing else."),
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", metavar="MODEL", help="Only what concerns this model.")
     ] = None,
@@ -29,19 +33,37 @@ def stats(
     base_url: Annotated[
         str | None, typer.Option("--base-url", metavar="URL", help="Only what concerns the server there.")
     ] = None,
+    project: Annotated[
+        str | None, typer.Option("--project", metavar="NAME", help="Only what was booked for this project.")
+    ] = None,
     cache_dir: CacheDir = None,
 ) -> None:
     """Show what was paid and what was saved.
 
-    Of the whole cache since its beginning, and by model. Reads the cache and changes nothing.
+    Of the whole cache since its beginning, by model and by project; and by day (UTC), the last 30 of them. Reads the
+    cache and changes nothing.
     """
-    figures = _read(cache_dir, model, _provider_id(provider, base_url))
+    from embcache.config import disk_store
+    from embcache.report import read_stats
+    from embcache.usage import Wanted
+
+    if html is not None and Path(html).is_dir():
+        raise Fault(f"{html}: is a folder; give the name of a file", Code.USAGE)
+    wanted = Wanted(_provider_id(provider, base_url), model, project)
+    store = disk_store(cache_dir)
+    try:
+        figures = read_stats(store, {}, wanted)
+    finally:
+        store.close()
+    today = datetime.now(UTC).date()
+    if html is not None:
+        _write_page(html, figures, wanted, today)
     if as_json:
         from embcache import report
 
         write_out(json.dumps(report.as_json(figures), indent=2).encode() + b"\n")
-    else:
-        _show(figures, cache_dir)
+    elif html is None:
+        _show(figures, wanted, today, cache_dir)
 
 
 def _provider_id(provider: ProviderName | None, base_url: str | None) -> str | None:
@@ -56,71 +78,30 @@ def _provider_id(provider: ProviderName | None, base_url: str | None) -> str | N
     return None if provider is None else provider.value
 
 
-def _read(cache_dir: Path | None, model: str | None, provider: str | None) -> "CacheStats":
-    """Return the figures of the store, of all that is in it or of one model or provider."""
-    from embcache.config import disk_store
-    from embcache.keys import decode_space
-    from embcache.usage import summarise
+def _write_page(name: str, figures: "CacheStats", wanted: "Wanted", today: date) -> None:
+    from embcache.cli.outputs import replacing
+    from embcache.page import page
 
-    def wanted(its_provider: str, its_model: str) -> bool:
-        return provider in (None, its_provider) and model in (None, its_model)
-
-    store = disk_store(cache_dir)
-    try:
-        totals = store.totals()
-    finally:
-        store.close()
-    spaces = [(decode_space(name), entries, size) for name, (entries, size) in totals.spaces.items()]
-    if provider is None and model is None:
-        return summarise(totals.accounts, spaces, {}, totals.bytes_on_disk)
-    accounts = {name: counts for name, counts in totals.accounts.items() if wanted(*json.loads(name)[1:3])}
-    chosen = [part for part in spaces if wanted(part[0].provider, part[0].model)]
-    return summarise(accounts, chosen, {}, sum(size for _, _, size in chosen))
+    with replacing(name) as file:
+        file.write(page(figures, wanted, today).encode())
 
 
-def _show(figures: "CacheStats", cache_dir: Path | None) -> None:
-    """Print figures for people: in tables on a terminal, as plain aligned lines elsewhere."""
+def _show(figures: "CacheStats", wanted: "Wanted", today: date, cache_dir: Path | None) -> None:
+    """Print figures for people: in colour and with a chart on a terminal, as plain aligned lines elsewhere."""
     from embcache.config import cache_folder
-    from embcache.report import MODEL_COLUMNS, as_rows, by_model_rows
+    from embcache.report import aligned, day_table, last_days, part_tables, total_rows
 
     # A folder's name need not be text: what cannot be spelled is shown with escapes.
     folder = str(cache_folder(cache_dir)).encode(errors="backslashreplace").decode()
-    rows = [("cache", folder), *as_rows(figures)]
-    models = [MODEL_COLUMNS, *by_model_rows(figures)] if figures.by_model else []
-    if sys.stdout.isatty():
-        _show_tables(rows, models)
-    else:
-        lines = [*_aligned(rows, "ll"), *([""] if models else []), *_aligned(models, "l" + "r" * len(MODEL_COLUMNS))]
-        write_out("".join(line + "\n" for line in lines).encode())
+    rows = [("cache", folder), *total_rows(figures, wanted)]
+    tables, days = part_tables(figures, wanted), last_days(figures, today)
+    if sys.stdout.isatty() and sys.stdout.encoding.lower().startswith("utf"):
+        from embcache.cli.terminal import make_console, show
 
-
-def _show_tables(rows: "Sequence[Sequence[str]]", models: "Sequence[Sequence[str]]") -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    totals = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
-    totals.add_column(style="bold")
-    totals.add_column(overflow="fold")
-    for row in rows:
-        totals.add_row(*map(Text, row))  # as Text: a name in brackets is no markup
-    console.print(totals)
-    if models:
-        by_model = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)
-        for number, column in enumerate(models[0]):
-            by_model.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number > 0)
-        for row in models[1:]:
-            by_model.add_row(*map(Text, row))
-        console.print()
-        console.print(by_model)
-
-
-def _aligned(rows: "Sequence[Sequence[str]]", sides: str) -> list[str]:
-    """Return rows as lines, each column to the left (``l``) or right (``r``)."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    adjust = [str.ljust if side == "l" else str.rjust for side in sides]
-    return [
-        "  ".join(put(cell, width) for put, cell, width in zip(adjust, row, widths, strict=False)).rstrip()
-        for row in rows
-    ]
+        show(make_console(), rows, tables, days)
+        return
+    lines = aligned(rows, numbers=False)
+    for table in (*tables, day_table(days)):
+        if len(table) > 1:
+            lines += ["", *aligned(table)]
+    write_out("".join(line + "\n" for line in lines).encode())

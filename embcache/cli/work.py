@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 from embcache.cli.common import INTERRUPTED, Code, Fault, Stopped, code_of, is_quiet, many, say
 from embcache.errors import EmbcacheError, InputRejected, ProviderError, StoreError
 from embcache.report import begin_progress
-from embcache.types import show_money
+from embcache.show import show_money
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAMES = [field.name for field in fields(CacheStats)]
+PARTS = ["by_model", "by_project", "by_day"]
+OF_A_PART = [name for name in NAMES if name not in PARTS]
+NOTHING: dict[str, Any] = {"version": 1, **dict.fromkeys(NAMES, 0), **{by: {} for by in PARTS}}
 
 
 @pytest.fixture
@@ -39,10 +42,11 @@ def folder(tmp_path: Path, server: Upstream, monkeypatch: pytest.MonkeyPatch) ->
     return tmp_path
 
 
-def fill(folder: Path, *texts: str, model: str = "a/model", **env: str) -> None:
+def fill(folder: Path, *texts: str, model: str = "a/model", project: str | None = None, **env: str) -> None:
     """Embed `texts`, so that there is something to tell."""
     lines = "".join(text + "\n" for text in texts).encode()
-    assert embcache(folder, "embed", "-", "--model", model, stdin=lines, env=env).code == 0
+    options = ["--model", model, *(["--project", project] if project else [])]
+    assert embcache(folder, "embed", "-", *options, stdin=lines, env=env).code == 0
 
 
 def figures(folder: Path, *options: str) -> dict[str, Any]:
@@ -53,7 +57,7 @@ def figures(folder: Path, *options: str) -> dict[str, Any]:
 
 
 def test_json(folder: Path, server: Upstream) -> None:
-    """`--json` prints the names of `CacheStats` in their order, with the figures that the server's account has."""
+    """`--json` prints the names of `CacheStats` in order, after a version, with the figures of the server's account."""
     old, new = passages(10), passages(4, start=10)
     fill(folder, *old)
     fill(folder, *old[:7], *new, *new[:2])
@@ -61,11 +65,11 @@ def test_json(folder: Path, server: Upstream) -> None:
     stats = figures(folder)
 
     assert stats["bytes_on_disk"] >= (folder / "cache/cache.db").stat().st_size
-    assert list(stats) == NAMES
-    assert list(stats["by_model"]) == ["a/model"]
-    assert list(stats["by_model"]["a/model"]) == NAMES
+    assert list(stats) == ["version", *NAMES]
+    assert (list(stats["by_model"]), list(stats["by_project"]), len(stats["by_day"])) == (["a/model"], [""], 1)
+    assert all(list(part) == OF_A_PART for by in PARTS for part in stats[by].values())
     assert stats == {
-        **dict.fromkeys(NAMES, 0),
+        **NOTHING,
         "entries": 14,
         "bytes_on_disk": stats["bytes_on_disk"],
         "hits": 7,
@@ -76,11 +80,13 @@ def test_json(folder: Path, server: Upstream) -> None:
         "saved_tokens": sum(map(tokens, [*old[:7], *new[:2]])),
         "cost": None,
         "saved_cost": None,
-        "by_model": stats["by_model"],
+        **{by: stats[by] for by in PARTS},
     }
     part = stats["by_model"]["a/model"]
     assert 0 < part["bytes_on_disk"] < stats["bytes_on_disk"]
-    assert part | {"bytes_on_disk": 0, "by_model": 0} == stats | {"bytes_on_disk": 0, "by_model": 0}
+    assert part | {"bytes_on_disk": 0} == {name: stats[name] for name in OF_A_PART} | {"bytes_on_disk": 0}
+    (day,) = stats["by_day"].values()
+    assert day == stats["by_project"][""] == part | {"entries": 0, "bytes_on_disk": 0}
 
 
 @pytest.mark.parametrize("json_wanted", [True, False])
@@ -90,13 +96,13 @@ def test_no_cache(folder: Path, json_wanted: bool) -> None:
     assert (run.code, run.err) == (0, "")
     assert list(folder.iterdir()) == []
     if json_wanted:
-        assert json.loads(run.out) == {**dict.fromkeys(NAMES, 0), "by_model": {}}
+        assert json.loads(run.out) == NOTHING
     else:
         assert re.search(rb"^entries +0$", run.out, re.MULTILINE)
 
 
 def test_lines(folder: Path, server: Upstream) -> None:
-    """Into a pipe go plain lines: all figures, then a table of models; faults only where there were some."""
+    """Into a pipe go plain lines: all figures, then tables of models and days; faults only where there were some."""
     again = [*passages(6), *passages(1)]
     fill(folder, *passages(8), passages(1)[0])
     fill(folder, *passages(6))
@@ -121,11 +127,16 @@ def test_lines(folder: Path, server: Upstream) -> None:
         "cost": "price unknown",
         "tokens saved": str(sum(map(tokens, again))),
         "saved exactly": "0",
+        "saved, apportioned": str(sum(map(tokens, again))),
         "saving": "price unknown",
     }
     assert lines[gap + 1] == ["model", "entries", "on disk", "hit rate", "billed", "cost", "saved", "saving"]
-    assert [line[0] for line in lines[gap + 2 :]] == ["a/model", "b"]
+    assert [line[0] for line in lines[gap + 2 : gap + 5]] == ["a/model", "b", ""]
     assert lines[gap + 2][3] == "40.0%"
+    assert lines[gap + 5] == ["day", "hits", "misses", "hit rate", "billed", "cost", "saved", "saving"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", lines[gap + 6][0])
+    assert lines[gap + 6][1:4] == ["6", "11", "33.3%"]
+    assert len(lines) == gap + 7
     assert not set(FAULT_COUNTERS) & {line[0].replace(" ", "_") for line in lines}
 
 
@@ -190,8 +201,9 @@ def test_one_model(folder: Path) -> None:
     one = figures(folder, "--model", "b")
     assert list(one["by_model"]) == ["b"]
     assert one["by_model"]["b"] == everything["by_model"]["b"]
-    assert one | {"by_model": 0} == everything["by_model"]["b"] | {"by_model": 0}
-    assert figures(folder, "--model", "c") == {**dict.fromkeys(NAMES, 0), "by_model": {}}
+    assert {name: one[name] for name in OF_A_PART} == everything["by_model"]["b"]
+    assert sum(day["misses"] for day in one["by_day"].values()) == 3
+    assert figures(folder, "--model", "c") == NOTHING
 
 
 def test_one_provider(folder: Path, server: Upstream) -> None:
@@ -202,6 +214,22 @@ def test_one_provider(folder: Path, server: Upstream) -> None:
     assert figures(folder)["entries"] == 7
     assert figures(folder, "--base-url", server.base_url + "/")["entries"] == 5
     assert figures(folder, "--provider", "novita")["misses"] == 0
+
+
+def test_one_project(folder: Path) -> None:
+    """`embed --project` books for a project, and `stats --project` shows what was, without what belongs to nobody."""
+    fill(folder, *passages(5))
+    fill(folder, *passages(4), passages(3)[2], project="p")
+    everything, one = figures(folder), figures(folder, "--project", "p")
+    assert {name: part["hits"] for name, part in everything["by_project"].items()} == {"": 0, "p": 5}
+    assert {name: one[name] for name in OF_A_PART} == everything["by_project"]["p"]
+    assert (everything["entries"], one["entries"], list(one["by_project"])) == (5, 0, ["p"])
+    shown = {" ".join(line.split()) for line in embcache(folder, "stats", "--project", "p").out.decode().splitlines()}
+    assert "hits 5" in shown
+    assert not {line for line in shown if line.startswith(("entries", "on disk"))}
+    heads = {line for line in shown if line.startswith(("model", "project"))}
+    assert heads == {f"{by} hits misses hit rate billed cost saved saving" for by in ("model", "project")}
+    assert figures(folder, "--project", "q") == NOTHING
 
 
 def test_cache_dir(folder: Path) -> None:
