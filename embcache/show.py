@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 KILO = 1000
+SMALLEST = 0.000001
+"""The smallest amount of money that is shown as it is."""
 NOTHING = "-"
 
 
@@ -15,7 +17,12 @@ def show_money(amount: float | None) -> str:
     """Return an amount for people: two decimals, more where it is small, and ``price unknown`` for None."""
     if amount is None:
         return "price unknown"
-    return f"${amount:,.2f}" if amount == 0 or amount >= 1 else f"${amount:.6f}".rstrip("0")
+    if amount == 0 or amount >= 1:
+        return f"${amount:,.2f}"
+    if amount < SMALLEST:
+        return f"under ${SMALLEST:f}"
+    whole, _, decimals = f"{amount:f}".rstrip("0").partition(".")
+    return f"${whole}.{decimals:0<2}"
 
 
 def show_bytes(count: int) -> str:
