@@ -85,13 +85,13 @@ def test_stats() -> None:
         "tokens saved": "3,000",
         "saved exactly": "1,000",
         "saved, apportioned": "2,000",
-        "saving": "$0.5",
+        "saving": "$0.50",
         "requests of unknown cost": "2",
         "corrupt": "1",
     }
     assert cells(shown._repr_html_())[-2:] == [
         ["model", "entries", "on disk", "hit rate", "billed", "cost", "saved", "saving"],
-        ["m", "0", "0 bytes", "75.0%", "1,000", "unknown", "3,000", "$0.5"],
+        ["m", "0", "0 bytes", "75.0%", "1,000", "unknown", "3,000", "$0.50"],
     ]
 
 
@@ -119,7 +119,15 @@ def test_part_without_a_name() -> None:
 
 @pytest.mark.parametrize(
     ("amount", "shown"),
-    [(None, "price unknown"), (0.0, "$0.00"), (1234.5, "$1,234.50"), (0.5, "$0.5"), (0.00012, "$0.00012")],
+    [
+        (None, "price unknown"),
+        (0.0, "$0.00"),
+        (1234.5, "$1,234.50"),
+        (0.5, "$0.50"),
+        (0.00012, "$0.00012"),
+        (0.9999999, "$1.00"),
+        (1e-8, "under $0.000001"),
+    ],
 )
 def test_money(amount: float | None, shown: str) -> None:
     """Small amounts have more decimals, and one that is unknown is no nought."""
@@ -142,4 +150,4 @@ def test_rate() -> None:
 
 def test_printable() -> None:
     """What could steer a terminal is blank; letters of all scripts stay."""
-    assert printable("a\x1b]0;x\x07\u202eб日") == "a ]0;x  б日"
+    assert printable("a\x1b]0;x\x07\u202eß日") == "a ]0;x  ß日"
