@@ -52,7 +52,9 @@ figcaption span::before {
 }
 .spared-key::before { background: var(--spared); }
 .bought-key::before { background: var(--bought); }
-svg { display: block; width: 100%; height: auto; }
+/* Where room is short, a chart is moved rather than made too small to read, and its latest days are seen first. */
+.chart { overflow-x: auto; direction: rtl; }
+svg { display: block; width: 100%; min-width: 42rem; height: auto; direction: ltr; }
 svg text { font-size: 11px; fill: var(--soft); font-variant-numeric: tabular-nums; }
 .grid { stroke: var(--line); stroke-width: 1; }
 .spared { fill: var(--spared); }
@@ -212,9 +214,8 @@ def _chart(columns: Sequence[Column], spared: str, bought: str) -> str:
     keys = f'<span class="spared-key">{spared}</span><span class="bought-key">{bought}</span>'
     label = f"{spared} and {bought} by day, {_day(columns[0].day)} to {_day(columns[-1].day)}"
     return (
-        f'<figure><figcaption>{keys}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
-        + "".join(marks)
-        + "</svg></figure>"
+        f'<figure><figcaption>{keys}</figcaption><div class="chart">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(marks)}</svg></div></figure>'
     )
 
 

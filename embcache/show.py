@@ -47,6 +47,10 @@ def printable(text: str) -> str:
 
 # A notebook's theme is its own, and no style sheet can ask for it: a table takes colour and font from around it. Styles
 # stand at the cells themselves, so that none reaches what else is in the notebook.
+TABLE = (
+    "border:0;border-collapse:collapse;margin:0.5em 0;background:transparent;color:inherit;"
+    "font-variant-numeric:tabular-nums"
+)
 CELL = "border:0;padding:0.15em 1em 0.15em 0;background:transparent;color:inherit;text-align:"
 FAINT = "opacity:0.75;font-weight:normal;"
 LINE = "border-bottom:1px solid currentColor;"
@@ -65,10 +69,10 @@ def html_table(rows: Sequence[Sequence[str]], head: Sequence[str] = (), caption:
     def line(cells: Sequence[str], kind: str, style: str) -> str:
         first, *others = cells
         named = f'<th style="{CELL}left;{style or FAINT}">{escape(first)}</th>'
-        return named + "".join(f'<{kind} style="{CELL}right;{style}">{escape(cell)}</{kind}>' for cell in others)
+        figure = f'{kind} style="{CELL}right;white-space:nowrap;{style}"'
+        return named + "".join(f"<{figure}>{escape(cell)}</{kind}>" for cell in others)
 
     above = f'<caption style="{CELL}left;caption-side:top;font-weight:bold">{escape(caption)}</caption>'
     top = f"<thead><tr>{line(head, 'th', FAINT + LINE)}</tr></thead>" if head else ""
     body = "".join(f"<tr>{line(row, 'td', '')}</tr>" for row in rows)
-    style = "border:0;border-collapse:collapse;background:transparent;color:inherit;font-variant-numeric:tabular-nums"
-    return f'<table style="{style}">{above if caption else ""}{top}<tbody>{body}</tbody></table>'
+    return f'<table style="{TABLE}">{above if caption else ""}{top}<tbody>{body}</tbody></table>'

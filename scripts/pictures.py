@@ -36,7 +36,7 @@ JOBS = (
 )
 QUESTIONS = "support-bot"
 COLUMNS = 100
-PAGE = (1060, 1440)
+PAGE = (1060, 1490)
 TERMINAL = (830, 590)
 TERMINAL_PAGE = """<!DOCTYPE html><meta charset="utf-8"><style>
 body {{ margin: 0; padding: 18px 22px; background: {background}; color: {foreground}; }}
