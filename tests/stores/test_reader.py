@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from embcache.stores import DiskStore
+from embcache.stores.reader import Reader
 
 from tests.programs import output, python
 from tests.stores.files import database, key, records
@@ -32,6 +33,26 @@ def test_a_reader_sees_what_comes_later(store: DiskStore, folder: Path) -> None:
         assert store.get_many([key(1)]) == records(1)
         other.put_many(records(2), space=b"s")
         assert store.get_many([key(1), key(2)]) == records(1, 2)
+
+
+def test_figures_read_no_entries(store: DiskStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held in all is found through the index of keys, however many entries there are: none is looked at."""
+    asked: list[tuple[str, tuple[object, ...]]] = []
+    query = Reader._query
+
+    def seen(reader: Reader, statement: str, values: tuple[object, ...]) -> object:
+        asked.append((statement, values))
+        return query(reader, statement, values)
+
+    store.put_many(records(*range(2000)), {b"account": {"hits": 1}}, space=b"s")
+    monkeypatch.setattr(Reader, "_query", seen)
+    totals = store.totals()
+    assert (totals.spaces[b"s"][0], totals.accounts) == (2000, {b"account": {"hits": 1}})
+    assert len(asked) == 2
+    with database(folder) as connection:
+        for statement, values in asked:
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
+            assert [step[-1] for step in plan] == ["SEARCH Cache USING INDEX Cache_key_raw (key>? AND key<?)"]
 
 
 # Rows that are not ours
