@@ -6,6 +6,7 @@ import sys
 import warnings
 from dataclasses import fields
 from datetime import timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from embcache.keys import decode_space
@@ -50,11 +51,13 @@ def begin_progress(total: int | None, *, wanted: bool | None) -> Progress | None
     """
     if wanted is False or (wanted is None and not sys.stderr.isatty() and not in_notebook()):
         return None
-    from tqdm import TqdmWarning
+    if "tqdm.auto" not in sys.modules:
+        from tqdm import TqdmWarning
 
-    # In a notebook without widgets it advises to install them, and makes do with text.
-    with warnings.catch_warnings(action="ignore", category=TqdmWarning):
-        from tqdm.auto import tqdm
+        # In a notebook without widgets it advises to install them, and makes do with text.
+        with warnings.catch_warnings(action="ignore", category=TqdmWarning):
+            import_module("tqdm.auto")
+    from tqdm.auto import tqdm
 
     bar: Progress = tqdm(total=total, unit=" inputs", desc="embedding", delay=0 if wanted else SECONDS_BEFORE_BAR)
     return bar
