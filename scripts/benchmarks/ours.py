@@ -14,6 +14,7 @@ from embcache import AsyncCachedEmbedder, CachedEmbedder, StoreBusy
 from embcache.codec import Entry, seal_entry
 from embcache.keys import encode_space, fingerprints, make_space
 from embcache.stores import DiskStore
+from embcache.usage import DAY_SECONDS, account_of
 from scripts.benchmarks import corpus
 from scripts.benchmarks.worker import Facts, clock, main, peak_bytes, timed, typical, wait_for_go
 
@@ -30,6 +31,7 @@ NOBODY = "http://127.0.0.1:9/v1"
 TIER = 1 << 30
 """Bytes of the memory tier, enough for all that is asked for here."""
 PUT, ATTEMPTS = 500, 10
+BOOK_ROWS = 20_000
 CALLS = 5
 """Calls whose median is taken where a call takes milliseconds."""
 
@@ -64,6 +66,20 @@ def fill(texts: str, folder: str, url: str) -> Facts:
         if embedder.stats().entries != len(of):
             message = "not everything was stored"
             raise AssertionError(message)
+    return {}
+
+
+def fill_book(folder: str, entries: int, days: int, models: int) -> Facts:
+    """Store the accounts of a long life, and rows that are entries to whoever counts them; nobody reads them here."""
+    now = 20_000 * DAY_SECONDS
+    spaces = [make_space(PROVIDER, f"model {number}", "base64") for number in range(models)]
+    counts = {"hits": 900, "misses": 100, "requests": 3, "billed_tokens": 12_000, "saved_tokens": 99_000}
+    store = DiskStore(folder)
+    store.put_many({}, {account_of(space, now + day * DAY_SECONDS): counts for space in spaces for day in range(days)})
+    for start in range(0, entries, BOOK_ROWS):
+        rows = {number.to_bytes(16, "big"): bytes(64) for number in range(start, min(start + BOOK_ROWS, entries))}
+        store.put_many(rows, space=encode_space(spaces[0]))
+    store.close()
     return {}
 
 
@@ -225,6 +241,7 @@ def tasks(texts: str, folder: str, count: int, url: str = NOBODY) -> Facts:
 
 JOBS: dict[str, Callable[..., Facts]] = {
     "fill": fill,
+    "fill_book": fill_book,
     "fill_large": fill_large,
     "warm": warm,
     "one": one,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MEBIBYTE = 1 << 20
 MICROSECONDS = 1e6
+DAYS, MODELS = 400, 5
+"""Of the accounts in the store whose figures are told."""
 CONCURRENCY = 4
 """Requests in flight: an embedder's default."""
 
@@ -534,6 +536,18 @@ def start(bench: Bench) -> list[Line]:
     return lines
 
 
+def stats(bench: Bench) -> list[Line]:
+    """The figures of a large store with a long life, as a whole process tells them."""
+    machine, entries = bench.machine, bench.sizes.large
+    folder = machine.path("book")
+    bench.say(f"filling a store of {entries:,} entries and the accounts of {DAYS} days")
+    machine.do("ours.fill_book", folder=folder, entries=entries, days=DAYS, models=MODELS)
+    command = [PYTHONS["ours"].with_name("embcache"), "stats"]
+    measured = bench.rounds({"embcache stats": lambda: machine.whole(command, EMBCACHE_DIR=str(folder))})
+    what = f"embcache stats, {entries:,} entries, {DAYS} days, {MODELS} models"
+    return [Line("stats", what, "", measured["embcache stats"], "s", at_most=1)]
+
+
 ROWS: dict[str, tuple[Callable[[Bench], list[Line]], str]] = {
     "warm": (warm, "lmdb peers litellm redis"),
     "one": (one, "peers"),
@@ -547,6 +561,7 @@ ROWS: dict[str, tuple[Callable[[Bench], list[Line]], str]] = {
     "readers": (readers, ""),
     "tasks": (tasks, ""),
     "start": (start, ""),
+    "stats": (stats, ""),
 }
 """Each row with what it needs besides embcache."""
 WAITING = frozenset({"slow", "readers"})

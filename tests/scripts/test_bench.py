@@ -40,13 +40,13 @@ def bench(*arguments: str, tmp: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_two_small_rows(tmp_path: Path) -> None:
-    """Two rows without peers are measured in the small: figures that can be true, and no file or folder left behind."""
-    done = bench("--rows", "disk,start", "--rounds", "1", "--size", "500", "--json", tmp=tmp_path)
+def test_small_rows(tmp_path: Path) -> None:
+    """Rows without peers are measured in the small: figures that can be true, and no file or folder left behind."""
+    done = bench("--rows", "disk,start,stats", "--rounds", "1", "--size", "500", "--json", tmp=tmp_path)
     assert done.returncode == 0, done.stderr
     rows: list[dict[str, Any]] = json.loads(done.stdout)["rows"]
-    assert [row["row"] for row in rows] == ["disk", "start", "start"]
-    disk, imported, stats = rows
+    assert [row["row"] for row in rows] == ["disk", "start", "start", "stats"]
+    disk, imported, stats, book = rows
     # 1024 float32 are 4,096 bytes; a new file's empty pages weigh much on 500 entries.
     assert 4_096 < disk["median"] < 7_000
     assert disk["at_most"] == 4_900
@@ -55,6 +55,7 @@ def test_two_small_rows(tmp_path: Path) -> None:
         assert row["values"], row["note"]
         assert len(row["values"]) == 2
         assert 0.5 < row["median"] < 50
+    assert 0.01 < book["median"] < 50, book["note"]
     assert list(tmp_path.iterdir()) == []
 
 
