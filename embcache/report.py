@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 SECONDS_BEFORE_BAR = 2.0
 """Work that ends sooner shows no bar unless one is asked for."""
-JSON_VERSION = 1
-"""Of the shape of :func:`as_json`. A name more is no new version; one less, or one of another meaning, is."""
 DAYS = 30
 """Days that are shown one by one, today included."""
 PARTS = ("by_model", "by_project", "by_day")
@@ -86,14 +84,14 @@ def read_stats(store: Store, prices: Mapping[str, float], wanted: Wanted = EVERY
 
 
 def as_json(stats: CacheStats) -> dict[str, Any]:
-    """Return figures as plain values, under the names of :class:`~embcache.types.CacheStats`, with a version."""
+    """Return figures as plain values, under the names of :class:`~embcache.types.CacheStats`."""
     names = [field.name for field in fields(stats) if field.name not in PARTS]
 
     def plain(part: CacheStats) -> dict[str, Any]:
         return {name: getattr(part, name) for name in names}
 
     parts = {by: {name: plain(part) for name, part in getattr(stats, by).items()} for by in PARTS}
-    return {"version": JSON_VERSION, **plain(stats), **parts}
+    return plain(stats) | parts
 
 
 def total_rows(stats: CacheStats, wanted: Wanted) -> list[tuple[str, str]]:

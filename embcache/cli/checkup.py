@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from embcache.cli.common import Code, many
-from embcache.report import show_bytes
+from embcache.show import show_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -1,6 +1,5 @@
 """``embcache stats``: what the cache holds, what was paid, what was saved."""
 
-import json
 import sys
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embcache.cli.common import CacheDir, Code, Fault, ProviderName, write_out
+from embcache.cli.common import AsJson, CacheDir, Code, Fault, ProviderName, write_json, write_out
 
 if TYPE_CHECKING:
     from embcache.types import CacheStats
@@ -17,9 +16,7 @@ if TYPE_CHECKING:
 
 def stats(  # noqa: PLR0913 - its options
     *,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object; docs/accounts.md says what is in it.")
-    ] = False,
+    as_json: AsJson = False,
     html: Annotated[
         str | None,
         typer.Option("--html", metavar="FILE", help="Write FILE, a page to look at that needs nothing else."),
@@ -61,7 +58,7 @@ def stats(  # noqa: PLR0913 - its options
     if as_json:
         from embcache import report
 
-        write_out(json.dumps(report.as_json(figures), indent=2).encode() + b"\n")
+        write_json(report.as_json(figures))
     elif html is None:
         _show(figures, wanted, today, cache_dir)
 
