@@ -224,11 +224,15 @@ class Engine:
             keys, digests = fingerprints(space, inputs.kind, payloads)
             found: Sequence[int] = ()
             if not call.refresh:
-                found, opened, failure = self.keeper.look_up(keys, digests)
+                # Where the length of vectors is known, each is copied once: from its record to its place.
+                place = _place_of(positions) if self.keeper.dims else None
+                out = None if place is None else call.room(self.keeper.dims or 0)[place]
+                found, opened, failure = self.keeper.look_up(keys, digests, out=out)
                 call.store_error = call.store_error or failure
                 if found:
                     held = [positions[place] for place in found] if len(found) < len(positions) else positions
-                    call.place(held, opened.vectors)
+                    if out is None or len(found) < len(positions):
+                        call.place(held, opened.vectors)
                     call.model = call.model or opened.entries[0].model
                     call.credit_all(opened.entries, [start + place for place in found])
                     self._memorise([inputs.names[p] for p in held], opened.vectors, opened.entries, replace=False)
@@ -261,11 +265,12 @@ class Engine:
                 rows.append(flight.row)
                 entries.append(flight.entry)
         if landed:
-            vectors = np.frombuffer(bytearray().join(rows), dtype=FLOAT32).reshape(len(rows), -1)
             positions = [call.first[number] for number in landed]
-            call.place(positions, vectors)
+            call.place_rows(positions, rows)
             call.model = entries[-1].model
-            self._memorise([call.inputs.names[p] for p in positions], vectors, entries, replace=call.refresh)
+            if call.out is not None and self.settings.memory_size is not None:
+                names = [call.inputs.names[position] for position in positions]
+                self._memorise(names, call.out[positions], entries, replace=call.refresh)
         for number, error in failed.items():
             call.mask_out(number, str(error), self.keeper.dims or 0)
 
@@ -293,6 +298,12 @@ class Engine:
         call.count(hits=hits, misses=misses, duplicates=duplicates)
         if self.keeper.ledger.add({name: call.counts[name] for name in OF_A_CALL if name in call.counts}):
             self._buyer.nudge()
+
+
+def _place_of(positions: Sequence[int]) -> slice | None:
+    """Return ascending positions as a slice, None where there are gaps between them."""
+    start, stop = positions[0], positions[-1] + 1
+    return slice(start, stop) if stop - start == len(positions) else None
 
 
 def _error_of(call: Call, failed: Mapping[int, Exception]) -> Exception:

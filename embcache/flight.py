@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embcache.codec import FLOAT32
+from embcache.codec import FLOAT32, bytes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from embcache.codec import Entry
     from embcache.inputs import Inputs
@@ -169,24 +169,29 @@ class Call:
         tokens = sum([entry.tokens or 0 for entry in entries])
         self.count(saved_tokens=tokens, saved_exact=sum([entry.tokens or 0 for entry in entries if entry.exact]))
 
+    def room(self, dims: int) -> Vectors:
+        """Return the array of the result, made if there was none."""
+        if self.out is None:
+            self.out = np.empty((self.size, dims), dtype=FLOAT32)
+        return self.out
+
     def place(self, positions: Sequence[int], vectors: Vectors) -> None:
         """Put vectors where they belong."""
-        if self.out is None:
-            if len(positions) == self.size == len(vectors) and not self.again:
-                self.out = vectors  # all of them at once, in order, and nobody else's
-                return
-            self.out = np.empty((self.size, vectors.shape[1]), dtype=FLOAT32)
-        start = positions[0]
-        if positions[-1] - start == len(positions) - 1:  # ascending without a gap
-            self.out[start : start + len(positions)] = vectors
-        else:
-            self.out[positions] = vectors
+        if self.out is None and len(positions) == self.size == len(vectors) and not self.again:
+            self.out = vectors  # all of them at once, in order, and nobody else's
+            return
+        self.room(vectors.shape[1])[positions] = vectors
+
+    def place_rows(self, positions: Iterable[int], rows: Sequence[bytes]) -> None:
+        """Put vectors where they belong, each given as little-endian float32 bytes."""
+        width = len(rows[0])
+        room = bytes_of(self.room(width // FLOAT32.itemsize))
+        for position, row in zip(positions, rows, strict=True):
+            room[position * width : (position + 1) * width] = row
 
     def mask_out(self, number: int, reason: str, dims: int) -> None:
         """Give a refused input, wherever it occurs, a row of NaN, and keep why."""
-        if self.out is None:
-            self.out = np.empty((self.size, dims), dtype=FLOAT32)
-        self.out[self.first[number]] = np.nan
+        self.room(dims)[self.first[number]] = np.nan
         self.rejected |= dict.fromkeys(self.positions([number]), reason)
 
     def repeat(self) -> None:

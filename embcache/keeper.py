@@ -78,9 +78,11 @@ class Keeper:
         return self._dims
 
     def look_up(
-        self, keys: Sequence[bytes], digests: Sequence[bytes], *, again: bool = False
+        self, keys: Sequence[bytes], digests: Sequence[bytes], *, again: bool = False, out: Vectors | None = None
     ) -> tuple[list[int], Opened, StoreError | None]:
         """Return which of ``keys`` are held and proved, with their vectors, and what went wrong with the store.
+
+        The vectors are put into ``out``, if there is one: one after the other, as many as are found.
 
         What goes wrong is counted, unless it was counted before or will be, since it is looked up ``again``.
 
@@ -97,7 +99,8 @@ class Keeper:
                 self._store_failed(error, len(keys))
             held, failure = {}, error
         there = [place for place, key in enumerate(keys) if key in held]
-        opened = open_entries([held[keys[p]] for p in there], [digests[p] for p in there], self.dims, self._understood)
+        records, identities = [held[keys[p]] for p in there], [digests[p] for p in there]
+        opened = open_entries(records, identities, self.dims, self._understood, out)
         if opened.faults and not again:
             self.ledger.add({str(fault): count for fault, count in opened.faults.items()})
             for fault, count in opened.faults.items():

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import xxhash
 
-from embcache.codec import FLOAT32, open_entries
+from embcache.codec import FLOAT32, Understood, open_entries
 from embcache.keys import fingerprints
 from embcache.stores import DiskStore
 from scripts.benchmarks import corpus
@@ -60,18 +60,17 @@ def lmdb_warm(texts: str, folder: str, count: int) -> Facts:
 
     def read() -> np.ndarray:
         out = np.empty((count, corpus.DIMS), dtype=FLOAT32)
-        dims: int | None = None
+        understood: Understood = {}
         with lmdb.open(folder, readonly=True, lock=False, map_size=MAP_SIZE) as env:
             for start in range(0, count, CHUNK):
                 keys, digests = fingerprints(SPACE, "text", [text.encode() for text in of[start : start + CHUNK]])
                 with env.begin() as transaction:
                     get = transaction.get
-                    opened = open_entries([get(key) or b"" for key in keys], digests, dims)
+                    records = [get(key) or b"" for key in keys]
+                    opened = open_entries(records, digests, corpus.DIMS, understood, out[start : start + CHUNK])
                 if len(opened.hits) != len(keys):
                     message = "an entry failed its proof"
                     raise AssertionError(message)
-                dims = opened.vectors.shape[1]
-                out[start : start + CHUNK] = opened.vectors
         return out
 
     seconds, answer = timed(read)
