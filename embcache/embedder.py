@@ -433,7 +433,7 @@ class AsyncCachedEmbedder(_Face):
         self._engine.keeper.tell(stacklevel=4)
         return self._engine.finish(call)
 
-    async def _peek(self, text: str) -> Found | None:
+    def _peek(self, text: str) -> asyncio.Future[Found | None]:
         """Look up a single text together with those that other tasks ask for at this moment."""
         loop, together = self._running_loop(), self._together
         if together.loop is not loop:
@@ -442,7 +442,7 @@ class AsyncCachedEmbedder(_Face):
             loop.call_soon(self._peek_all)
         answer: asyncio.Future[Found | None] = loop.create_future()
         together.asked.append((text, answer))
-        return await answer
+        return answer
 
     def _peek_all(self) -> None:
         asked, self._together.asked = self._together.asked, []

@@ -104,7 +104,7 @@ class Engine:
         return None if found is None else self._count_hit(*found)
 
     def _count_hit(self, vector: Vectors, entry: Entry) -> Vectors:
-        if self.keeper.ledger.add_hit(entry):
+        if self.keeper.ledger.add_hits((entry,)):
             self._buyer.nudge()
         return vector
 
@@ -116,19 +116,21 @@ class Engine:
         found: list[tuple[Vectors, Entry] | None] = [None] * len(texts)
         if self._buyer.closed:
             return found
-        nudge = False
+        nudge, dims = False, self.keeper.dims
+        room = None if dims is None else np.empty((min(len(texts), LOOK_UP), dims), dtype=FLOAT32)
         for start in range(0, len(texts), LOOK_UP):
             some = texts[start : start + LOOK_UP]
             inputs = Inputs(some, some, "text", single=False)
             try:
                 inputs.check(range(len(some)))
                 keys, digests = fingerprints(self.settings.space, "text", inputs.payloads(range(len(some))))
-                places, opened, _ = self.keeper.look_up(keys, digests, again=True)
+                places, opened, _ = self.keeper.look_up(keys, digests, again=True, out=room)
             except (InvalidInput, StoreError):
                 continue
             for place, vector, entry in zip(places, opened.vectors, opened.entries, strict=True):
-                nudge |= self.keeper.ledger.add_hit(entry)
                 found[start + place] = vector.copy(), entry
+            if places and self.keeper.ledger.add_hits(opened.entries):
+                nudge = True
             self._memorise([some[place] for place in places], opened.vectors, opened.entries, replace=False)
         if nudge:
             self._buyer.nudge()
