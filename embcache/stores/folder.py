@@ -243,7 +243,13 @@ def look_over(connection: sqlite3.Connection) -> bool:
         Damaged: something in it was not made by diskcache, or something that it makes is missing.
     """
     connection.execute("PRAGMA trusted_schema = OFF").fetchall()
-    found = dict(connection.execute("SELECT name, ifnull(sql, '') FROM sqlite_master").fetchall())
+    try:
+        found = dict(connection.execute("SELECT name, ifnull(sql, '') FROM sqlite_master").fetchall())
+    except sqlite3.OperationalError as error:
+        # Nothing is wrong with the statement, so the file's header names a format that SQLite never had.
+        if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+            raise Damaged("its format is unknown") from None
+        raise
     for name, sql in found.items():
         if sha256(str(sql).encode()).hexdigest()[:16] != SCHEMA.get(name):
             raise Damaged("its schema holds what diskcache does not make")
