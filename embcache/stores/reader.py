@@ -9,7 +9,7 @@ import contextlib
 import sqlite3
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from embcache.errors import StoreError
 from embcache.stores.folder import DAMAGE, Damaged, check, database_of, identity_of, look_over
@@ -38,19 +38,41 @@ def open_read_only(path: Path) -> sqlite3.Connection:
         sqlite3.Error: it cannot be read.
     """
     try:
-        return _open(path, "mode=ro")
+        return _open(path, "mode=ro", sqlite3.Connection)
     except sqlite3.OperationalError:
         # Where the folder cannot be written, SQLite needs to be told that nobody else writes to it either. Never with
         # a log that holds commits, which it would not read then.
-        log = path.with_name(path.name + "-wal")
-        if log.exists() and log.stat().st_size:
+        seen = _state_of(path)
+        if seen[-1]:
             raise
-        return _open(path, "mode=ro&immutable=1")
+        connection = _open(path, "mode=ro&immutable=1", Frozen)
+        connection.seen = seen
+        return connection
 
 
-def _open(path: Path, how: str) -> sqlite3.Connection:
+class Frozen(sqlite3.Connection):
+    """A connection that was told that nobody writes, and looks no more: good for what was there, and nothing later."""
+
+    seen: tuple[int, int, int]
+
+
+def _is_over(connection: sqlite3.Connection, path: Path) -> bool:
+    """Return whether somebody wrote to the database at ``path`` after all."""
+    return isinstance(connection, Frozen) and connection.seen != _state_of(path)
+
+
+def _state_of(path: Path) -> tuple[int, int, int]:
+    """Return what changes when somebody writes: size and time of the file, and the size of its log."""
+    file, log = path.stat(), path.with_name(path.name + "-wal")
+    return file.st_size, file.st_mtime_ns, log.stat().st_size if log.exists() else 0
+
+
+C = TypeVar("C", bound=sqlite3.Connection)
+
+
+def _open(path: Path, how: str, kind: type[C]) -> C:
     connection = sqlite3.connect(
-        f"{path.as_uri()}?{how}", uri=True, timeout=1.0, isolation_level=None, check_same_thread=False
+        f"{path.as_uri()}?{how}", uri=True, timeout=1.0, isolation_level=None, check_same_thread=False, factory=kind
     )
     try:
         connection.execute("PRAGMA schema_version").fetchall()  # the first that opens the file
@@ -154,7 +176,7 @@ class Reader:
                 with held.lock:
                     if held.is_open:  # else another thread closed the reader meanwhile
                         return held.connection.execute(statement, values).fetchall()
-        except (sqlite3.Error, Damaged) as error:
+        except (sqlite3.Error, OSError, Damaged) as error:
             damaged = isinstance(error, Damaged) or getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGE
             kind = DamagedError if damaged else StoreError
             raise kind(f"the cache {self._path} cannot be read: {error}") from error
@@ -163,9 +185,9 @@ class Reader:
         """Return this thread's connection to the file that is there now, None where there is none."""
         now = identity_of(self._path)
         held: _Held | None = getattr(self._local, "held", None)
-        if held is not None and held.is_open and held.file == now:
+        if held is not None and held.is_open and held.file == now and not _is_over(held.connection, self._path):
             return held
-        self._local.held = None  # the file was removed or replaced, or was never there
+        self._local.held = None  # the file was removed, replaced or written to after all, or was never there
         connection = self._connect() if now is not None else None
         if connection is None or now is None:
             return None
