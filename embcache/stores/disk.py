@@ -114,6 +114,17 @@ class BytesDisk(diskcache.Disk):
         """Never remove what a row names."""
 
 
+class _Cache(diskcache.Cache):
+    """A cache that, where it cannot be opened, leaves no connection open until the garbage is collected."""
+
+    def __init__(self, directory: str, **settings: object) -> None:
+        try:
+            super().__init__(directory, **settings)
+        except BaseException:
+            self.close()
+            raise
+
+
 class _Verbatim(str):
     """A path that diskcache takes as it is: it would put variables in for what begins with a dollar sign."""
 
@@ -310,9 +321,8 @@ class DiskStore:
             try:
                 result = self._try(action)
             except (sqlite3.DatabaseError, Damaged) as error:
-                if not isinstance(error, Damaged) and _code(error) not in DAMAGE:
+                if not self._mend(error):
                     raise
-                self._replace()
                 result = self._try(action)
             if then is not None:
                 then()
@@ -360,7 +370,7 @@ class DiskStore:
             path = prepare(self.directory)
             seen = identity_of(path)
             self._examine(path, patience)
-            self._cache = diskcache.Cache(_Verbatim(self.directory), disk=BytesDisk, **SETTINGS)
+            self._cache = _Cache(_Verbatim(self.directory), disk=BytesDisk, **SETTINGS)
             self._file = seen
             self._raw = self._connection()
             for setting in ("trusted_schema = OFF", "secure_delete = ON", f"journal_size_limit = {LOG_LIMIT}"):
@@ -388,10 +398,29 @@ class DiskStore:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > VERSION:
                 raise StoreError(f"the cache {path} was made by a newer embcache; use that, or another cache_dir")
-            if not look_over(connection) and version:
+            made = look_over(connection)
+            if not made and version:
                 raise Damaged("its table is missing")
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
+            if made:
+                # What the file says of SQLite diskcache obeys before it writes what we say, and tries for a minute.
+                said = dict(connection.execute("SELECT key, value FROM Settings").fetchall())
+                wrong = [(name, value) for name, value in SETTINGS.items() if said.get(name) != value]
+                connection.executemany("INSERT OR REPLACE INTO Settings (key, value) VALUES (?, ?)", wrong)
+            connection.execute("COMMIT")
+
+    def _mend(self, error: sqlite3.DatabaseError | Damaged) -> bool:
+        """Do what can be done about what a write met; return whether it may be tried again."""
+        if isinstance(error, Damaged) or _code(error) in DAMAGE:
+            self._replace()
+        elif _code(error) == sqlite3.SQLITE_READONLY:
+            # Within a process SQLite shares the index of the log: who opened it while it could only be read has
+            # everybody else only read it as well, and that may be long over.
+            self._let_go()
+            self._reader.close()
+        else:
+            return False
+        return True
 
     def _replace(self) -> None:
         """Set the damaged file aside; the next write begins a new one."""
