@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING, NoReturn
@@ -69,3 +69,30 @@ def holding(code: str, *args: object) -> Generator[None]:
         process.stdin.close()
         process.stdout.close()
         process.wait(timeout=60)
+
+
+@contextmanager
+def mounted(place: Path, *options: str) -> Generator[Path]:
+    """Mount a disk of 8 MiB at `place`, or with options of mount(8) what they say."""
+    mount, umount = tool("mount"), tool("umount")
+    place.mkdir(exist_ok=True)
+    given = options or ("-t", "tmpfs", "-o", "size=8m,mode=0700", "embcache-test")
+    told = subprocess.run([mount, *given, place], check=False, capture_output=True, text=True)
+    if told.returncode:
+        unable(f"no disk can be mounted: {told.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run([umount, "--lazy", place], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Fill the disk to the last byte, and return the file that does."""
+    with (folder / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+        while True:
+            for size in (1 << 20, 1 << 12, 1):
+                with suppress(OSError):
+                    while filler.write(bytes(size)):
+                        pass
+            filler.write(b"x")
+    return folder / "filler"

@@ -352,7 +352,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS.keys())
-def test_sealed_bombs(bomb: bytes) -> None:
+def test_s03_sealed_bombs(bomb: bytes) -> None:
     """A record made to fill the memory, sealed as it should be, is a miss that takes no more than a few megabytes."""
     entry, note = reference.seal(MINE, bomb), reference.seal(sha256(b"key").digest(), bomb)
     assert len(entry) <= codec.MAX_RECORD

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import random
 import shutil
 import subprocess
 import sys
@@ -157,27 +156,6 @@ def test_offline(server: Upstream, tmp_path: Path) -> None:
     assert len(server.requests) == sent
 
 
-@pytest.mark.parametrize("hot", [False, True], ids=["closed", "with a log"])
-def test_s06_read_only_changes_nothing(server: Upstream, tmp_path: Path, *, hot: bool) -> None:
-    """With `read_only=True` hits are served and misses bought, and no byte of database or log is changed."""
-    holder = embedder(server, tmp_path)
-    holder.embed(["a", "b"])
-    if not hot:
-        holder.close()
-
-    def content() -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in tmp_path.iterdir() if not path.name.endswith("-shm")}
-
-    before = content()
-    with embedder(server, tmp_path, read_only=True) as one:
-        assert np.array_equal(one.embed(["b", "new"]), right(["b", "new"]))
-    after = content()
-    assert {name: after[name] for name in before} == before
-    assert set(after) - set(before) <= {"cache.db-wal"}
-    assert not after.get("cache.db-wal", b"") or hot
-    holder.close()
-
-
 def test_epochs(server: Upstream, tmp_path: Path) -> None:
     """An epoch begins anew under the same model name, is not sent, and has figures of its own."""
     with embedder(server, tmp_path) as one:
@@ -186,36 +164,6 @@ def test_epochs(server: Upstream, tmp_path: Path) -> None:
         assert one.embed_result("a").misses == 1
         assert set(one.stats().by_model) == {"m", "m (epoch 2026-11)"}
     assert all("epoch" not in (request.body or {}) for request in server.requests)
-
-
-@pytest.mark.parametrize("damage", ["garbage", "half", "folder", "no table"])
-def test_s10_a_damaged_file_is_set_aside(server: Upstream, tmp_path: Path, damage: str) -> None:
-    """A file that is no database any more costs its entries, not the call: it is set aside, and a new one begun."""
-    with embedder(server, tmp_path) as one:
-        one.embed([f"text {n}" for n in range(200)])
-    path = tmp_path / "cache.db"
-    if damage == "garbage":
-        path.write_bytes(os.urandom(70_000))
-    elif damage == "half":
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    elif damage == "folder":
-        path.unlink()
-        path.mkdir()
-    else:
-        import sqlite3
-
-        connection = sqlite3.connect(path)
-        connection.execute("DROP TABLE Cache")
-        connection.commit()
-        connection.close()
-    with embedder(server, tmp_path) as one:
-        with pytest.warns(EmbcacheWarning):
-            assert np.array_equal(one.embed(["text 1", "new"]), right(["text 1", "new"]))
-        sent = len(server.requests)
-        assert np.array_equal(one.embed(["text 1", "new"]), right(["text 1", "new"]))
-        assert len(server.requests) == sent
-        assert one.stats().quarantined == 1
-    assert len([path for path in tmp_path.iterdir() if ".corrupt-" in path.name and path.name[-1].isdigit()]) == 1
 
 
 def test_s15_a_folder_that_is_removed_is_made_again(server: Upstream, tmp_path: Path) -> None:
@@ -259,30 +207,6 @@ def test_an_embedder_travels_as_a_recipe(server: Upstream, tmp_path: Path) -> No
     with pickle.loads(packed) as other:  # noqa: S301 - our own
         assert np.array_equal(other.embed("a"), vector("a", DIMS))
     one.close()
-
-
-def test_s01_bits_flipped_anywhere(server: Upstream, tmp_path: Path) -> None:
-    """Whatever bit of the closed file is flipped, no vector is ever wrong, and one more call heals it."""
-    texts = [f"text {n}" for n in range(150)]
-    with embedder(server, tmp_path) as one:
-        one.embed(texts)
-    path = tmp_path / "cache.db"
-    good = path.read_bytes()
-    chance = random.Random(20261122)
-    for _ in range(25):
-        flipped = bytearray(good)
-        flipped[chance.randrange(len(flipped))] ^= 1 << chance.randrange(8)
-        for file in tmp_path.iterdir():
-            file.unlink() if file.name != "embcache.marker" else None
-        path.write_bytes(flipped)
-        path.chmod(0o600)
-        with embedder(server, tmp_path) as one:
-            import warnings
-
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", EmbcacheWarning)
-                assert np.array_equal(one.embed(texts), right(texts))
-                assert np.array_equal(one.embed(texts), right(texts))
 
 
 def test_verify(server: Upstream, tmp_path: Path) -> None:

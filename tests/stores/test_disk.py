@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import sqlite3
-import subprocess
 import threading
 import time
 from contextlib import closing, suppress
@@ -24,7 +23,7 @@ from embcache.stores import DiskStore
 from embcache.stores.base import PinConflict
 from embcache.stores.disk import SETTINGS, BytesDisk
 
-from tests.programs import holding, output, python, tool, unable
+from tests.programs import fill, holding, mounted, output, python
 from tests.stores.files import MARKER, PAGE, database, key, one, records
 
 if TYPE_CHECKING:
@@ -319,30 +318,8 @@ def test_leases_leave_nothing(store: DiskStore, folder: Path) -> None:
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A disk of 8 MiB."""
-    mount, umount, disk = tool("mount"), tool("umount"), tmp_path / "small"
-    disk.mkdir()
-    told = subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=8m,mode=0700", "embcache-test", disk],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if told.returncode:
-        unable(f"no disk can be mounted: {told.stderr.strip()}")
-    yield disk
-    subprocess.run([umount, "--lazy", disk], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """Fill the disk to the last byte, and return the file that does."""
-    with (folder / "filler").open("wb", buffering=0) as filler, suppress(OSError):
-        while True:
-            for size in (1 << 20, 1 << 12, 1):
-                with suppress(OSError):
-                    while filler.write(bytes(size)):
-                        pass
-            filler.write(b"x")
-    return folder / "filler"
+    with mounted(tmp_path / "small") as disk:
+        yield disk
 
 
 def test_a_disk_that_runs_full(small: Path) -> None:
