@@ -171,6 +171,12 @@ def _read_entry(body: bytes) -> Entry | None:
 
 def examine(record: bytes) -> Fault | None:
     """Return which proof ``record`` fails as an entry of whatever input it says, None where it passes all."""
+    told = entry_of(record)
+    return None if isinstance(told, Entry) else told
+
+
+def entry_of(record: bytes) -> Entry | Fault:
+    """Return what stands beside the vector of ``record``, whatever input it is of, or which proof it fails."""
     fault = fault_of(record, record[_IDENTITY])
     if fault is not None:
         return fault
@@ -178,7 +184,17 @@ def examine(record: bytes) -> Fault | None:
     if entry is None:
         return "corrupt"
     vector = np.frombuffer(record, dtype=FLOAT32, offset=len(record) - entry.dims * FLOAT32.itemsize)
-    return None if np.isfinite(vector).all() else "corrupt"
+    return entry if np.isfinite(vector).all() else "corrupt"
+
+
+def vector_of(record: bytes, entry: Entry) -> bytes:
+    """Return the vector of a record that proved itself, as little-endian float32 bytes."""
+    return record[len(record) - entry.dims * FLOAT32.itemsize :]
+
+
+def identity_in(record: bytes) -> bytes:
+    """Return the 32 bytes that say whose ``record`` is."""
+    return record[_IDENTITY]
 
 
 Understood = dict[bytes, Entry]

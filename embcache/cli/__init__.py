@@ -8,6 +8,7 @@ from embcache._version import __version__
 from embcache.cli.common import EXIT_CODES, run, with_quiet
 from embcache.cli.doctor import doctor
 from embcache.cli.embed import embed
+from embcache.cli.prune import prune
 from embcache.cli.stats import stats
 from embcache.cli.verify import verify
 
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (embed, stats, verify, doctor):
+for command in (embed, stats, prune, verify, doctor):
     app.command(epilog=EXIT_CODES)(with_quiet(command))
 
 

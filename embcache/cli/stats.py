@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embcache.cli.common import AsJson, CacheDir, Code, Fault, ProviderName, write_json, write_out
+from embcache.cli.spaces import provider_of
 
 if TYPE_CHECKING:
     from embcache.types import CacheStats
@@ -46,7 +47,7 @@ def stats(  # noqa: PLR0913 - its options
 
     if html is not None and Path(html).is_dir():
         raise Fault(f"{html}: is a folder; give the name of a file", Code.USAGE)
-    wanted = Wanted(_provider_id(provider, base_url), model, project)
+    wanted = Wanted(provider_of(provider, base_url), model, project)
     store = disk_store(cache_dir)
     try:
         figures = read_stats(store, {}, wanted)
@@ -61,18 +62,6 @@ def stats(  # noqa: PLR0913 - its options
         write_json(report.as_json(figures))
     elif html is None:
         _show(figures, wanted, today, cache_dir)
-
-
-def _provider_id(provider: ProviderName | None, base_url: str | None) -> str | None:
-    """Return what keys and accounts call the provider wanted; None where all are."""
-    from embcache import config
-    from embcache.errors import ConfigError
-
-    if base_url is not None:
-        if provider is ProviderName.LOCAL:
-            raise ConfigError("the local provider has no server; leave out --base-url")
-        return config.provider_id(config.checked_url(base_url))
-    return None if provider is None else provider.value
 
 
 def _write_page(name: str, figures: "CacheStats", wanted: "Wanted", today: date) -> None:

@@ -35,7 +35,7 @@ from embcache.stores.folder import (
     set_aside,
 )
 from embcache.stores.reader import DamagedError, Reader
-from embcache.stores.table import ACCOUNT, CHUNK, SPACE, Table, chunks, space_number
+from embcache.stores.table import ACCOUNT, CHUNK, ROWS, SPACE, Table, chunks, space_number
 from embcache.stores.writer import Writer
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ FOLD = "PRAGMA wal_checkpoint(TRUNCATE)"
 NO_LIMIT = 2**62
 LOG_LIMIT = 32 << 20
 """Bytes the log is cut to when it has been folded into the file."""
+PAGES_AT_ONCE = 256
+"""Pages given back to the disk by one transaction."""
 PAGES_OF_LOG = 128
 """Pages after which the log is folded into a file that has a limit."""
 VERSION = 1
@@ -209,6 +211,20 @@ class DiskStore:
         for key, record, number in self._reader.entries(CHUNK):
             yield key, record, spaces.get(number, b"")
 
+    def scan_by_key(self) -> Iterator[tuple[bytes, bytes, bytes]]:
+        """Yield as ``scan()``, ascending by key: slower, since what is stored together is read apart."""
+        spaces = {space_number(note["s"]): note["s"] for note in self._notes(SPACE)}
+        for key, record, number in self._reader.entries_by_key(ROWS):
+            yield key, record, spaces.get(number, b"")
+
+    def keys_of(self, family: bytes) -> list[bytes]:
+        """Return the keys of all notes that begin with ``family``."""
+        return [key for key, _ in self._reader.family(family)]
+
+    def used(self) -> int:
+        """Return the bytes of the file that are in use; what is not can be given back with :meth:`vacuum`."""
+        return self._reader.used()
+
     def totals(self) -> Totals:
         """See :class:`~embcache.stores.base.Store`."""
         return Totals(
@@ -259,8 +275,22 @@ class DiskStore:
         """See :class:`~embcache.stores.base.Store`. The deleted bytes are overwritten in the file."""
         deleted = self._transact(lambda table: sum(table.delete(chunk) for chunk in chunks(set(keys))))
         if deleted:
-            self._writer.run(self._checkpoint, SECONDS_TO_CLOSE)
+            self._write(self._checkpoint, SECONDS_TO_CLOSE)
         return deleted
+
+    def discard(self, records: Mapping[bytes, bytes]) -> int:
+        """Remove, in one transaction, those entries that are still held as these very ``records``; return how many.
+
+        Their room in the file is not given back: :meth:`vacuum` does that for many at once.
+        """
+        size = sum(len(record) + COST_OF_A_ROW for record in records.values())
+        return self._transact(lambda table: table.discard(records), size)
+
+    def vacuum(self) -> None:
+        """Give the disk back what removed rows took, a little at a time, so that others can write in between."""
+        while self._write(self._vacuum_some, SECONDS_TO_CLOSE):
+            pass
+        self._write(self._checkpoint, SECONDS_TO_CLOSE)
 
     def claim(self, keys: Collection[bytes], owner: bytes, seconds: float) -> set[bytes]:
         """See :class:`~embcache.stores.base.Store`."""
@@ -314,8 +344,6 @@ class DiskStore:
 
     def _transact(self, action: Callable[[Table], T], size: int = 0, then: Callable[[], None] | None = None) -> T:
         """Carry out ``action``, which writes ``size`` bytes, in a transaction on the writer's thread, and ``then``."""
-        if self.read_only:
-            raise StoreError(f"the cache {self.directory} is open for reading only")
 
         def transact() -> T:
             try:
@@ -328,8 +356,14 @@ class DiskStore:
                 then()
             return result
 
+        return self._write(transact, PATIENCE + size / SLOWEST_DISK)
+
+    def _write(self, action: Callable[[], T], patience: float) -> T:
+        """Carry out ``action`` on the writer's thread; what goes wrong is a ``StoreError``."""
+        if self.read_only:
+            raise StoreError(f"the cache {self.directory} is open for reading only")
         try:
-            return self._writer.run(transact, PATIENCE + size / SLOWEST_DISK)
+            return self._writer.run(action, patience)
         except (sqlite3.Error, OSError, Damaged) as error:
             if _code(error) in BUSY:
                 raise StoreBusy(f"the cache {self.directory} is locked by another process") from error
@@ -438,6 +472,15 @@ class DiskStore:
     def _checkpoint(self) -> None:
         """Fold the log into the file and empty it, as far as readers allow."""
         self._open(0.0).execute(FOLD).fetchall()
+
+    def _vacuum_some(self) -> bool:
+        """Cut some free pages off the file; return whether there are more."""
+        connection = self._open(LOCK_PATIENCE)
+        connection.execute(f"PRAGMA busy_timeout = {round(LOCK_PATIENCE * 1000)}").fetchall()
+        free = connection.execute("PRAGMA freelist_count").fetchone()[0]
+        connection.executescript(f"PRAGMA incremental_vacuum({PAGES_AT_ONCE})")
+        left = connection.execute("PRAGMA freelist_count").fetchone()[0]
+        return bool(0 < left < free)
 
     @staticmethod
     def _shrink(connection: sqlite3.Connection) -> None:

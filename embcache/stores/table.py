@@ -117,6 +117,17 @@ class Table:
             self._uncount(row for row in held if type(row[0]) is int)
         return sum(count for _, count, _ in held)
 
+    def discard(self, records: Mapping[bytes, bytes]) -> int:
+        """Remove those entries that are still held as these very ``records``; return how many."""
+        same: list[bytes] = []
+        for chunk in chunks(records.keys()):
+            held = self._connection.execute(
+                f"SELECT key, value FROM Cache WHERE raw = 1 AND key IN ({marks(chunk)})",  # noqa: S608 - question marks
+                chunk,
+            )
+            same += [key for key, record in held if record == records[key]]
+        return sum(self.delete(chunk) for chunk in chunks(same))
+
     def add(self, account: bytes, counts: Mapping[str, int]) -> None:
         """Add to the counters of an account, which begins at nothing if it is new or does not prove itself."""
         key = note_key(ACCOUNT, account)

@@ -88,11 +88,12 @@ def _checked(run: Run) -> Run:
 
 
 @contextmanager
-def started(
+def started(  # noqa: PLR0913 - all by keyword
     folder: Path,
     *args: object,
     env: Mapping[str, str | None] | None = None,
     first: str = "",
+    stdin: int = subprocess.PIPE,
     stdout: int | IO[bytes] = subprocess.PIPE,
     stderr: int = subprocess.PIPE,
 ) -> Generator[Started]:
@@ -110,7 +111,7 @@ def started(
         [*within, sys.executable, "-m", "embcache", *map(str, args)],
         cwd=folder,
         env={name: value for name, value in {**os.environ, **ours, **(env or {})}.items() if value is not None},
-        stdin=subprocess.PIPE,
+        stdin=stdin,
         stdout=stdout,
         stderr=stderr,
     )
@@ -154,6 +155,10 @@ class Terminal:
             while part := os.read(self._ours, 1 << 16):
                 self._data += part
         os.close(self._ours)
+
+    def type(self, keys: str) -> None:
+        """Press keys; whoever reads from `end` gets them."""
+        os.write(self._ours, keys.encode())
 
     def raw(self) -> bytes:
         """All that was written to it, once its process has ended."""
