@@ -7,6 +7,7 @@ import typer
 from embcache._version import __version__
 from embcache.cli.common import EXIT_CODES, run, with_quiet
 from embcache.cli.doctor import doctor
+from embcache.cli.clear import clear
 from embcache.cli.embed import embed
 from embcache.cli.prune import prune
 from embcache.cli.stats import stats
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (embed, stats, prune, verify, doctor):
+for command in (embed, stats, prune, clear, verify, doctor):
     app.command(epilog=EXIT_CODES)(with_quiet(command))
 
 

@@ -172,15 +172,29 @@ def _check_one(path: Path, is_right: object, kind: str) -> None:
 
 @contextlib.contextmanager
 def exclusive(directory: Path) -> Generator[None]:
-    """Hold the folder's marker locked, so that of many processes one makes or sets aside the database."""
-    marker = os.open(directory / MARKER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    """Hold the folder's marker locked, so that of many processes one makes, sets aside or removes the database."""
+    marker = _locked(directory / MARKER)
     try:
-        if fcntl is not None:
-            fcntl.flock(marker, fcntl.LOCK_EX)
         if not os.fstat(marker).st_size:
             os.write(marker, MARKER_TEXT.encode())
         yield
     finally:
+        os.close(marker)
+
+
+def _locked(path: Path) -> int:
+    """Return a descriptor of the marker, locked; the one that is there then, should it be removed while we wait."""
+    while True:
+        marker = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        try:
+            if fcntl is not None:
+                fcntl.flock(marker, fcntl.LOCK_EX)
+            held = os.fstat(marker)
+            if identity_of(path) == (held.st_dev, held.st_ino):
+                return marker
+        except BaseException:
+            os.close(marker)
+            raise
         os.close(marker)
 
 
@@ -260,6 +274,49 @@ def look_over(connection: sqlite3.Connection) -> bool:
     if "Cache" not in found and "Settings_size_delete" in found:
         raise Damaged("its table is missing")
     return "Settings_size_delete" in found
+
+
+def ours(directory: Path) -> list[Path]:
+    """Return the files of a store that are in its folder, the database first, the marker last; or none at all.
+
+    Nothing is ours by the look of its name: only what we would have made ourselves, and never a folder.
+
+    Raises:
+        StoreError: the folder is not to be trusted, or holds a database and no marker of ours.
+    """
+    check(directory)
+    names = [DATABASE + suffix for suffix in (*BESIDES, "-journal")]
+    for aside in sorted(directory.glob(ASIDE + "*")):
+        stamp, _, suffix = aside.name.removeprefix(ASIDE).partition("-")
+        if stamp.isdigit() and suffix in ("", "wal", "shm"):
+            names.append(aside.name)
+    found = [path for path in (directory / name for name in [*names, MARKER]) if _is_file(path)]
+    if found and found[-1].name != MARKER:
+        raise StoreError(f"{found[0]} was not made by embcache, which leaves a file {MARKER} beside it; it stays")
+    return found
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def remove_all(directory: Path) -> None:
+    """Remove the files of a store; what else is in its folder stays, and the folder too.
+
+    Raises:
+        StoreError: as :func:`ours`, or one of them cannot be removed.
+    """
+    if not ours(directory):
+        return
+    try:
+        with exclusive(directory):
+            for path in ours(directory):
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"the cache {directory} cannot be removed: {error}") from error
 
 
 def set_aside(directory: Path, seen: tuple[int, int] | None) -> bool:

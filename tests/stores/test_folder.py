@@ -12,6 +12,7 @@ import pytest
 
 from embcache.errors import StoreError
 from embcache.stores import DiskStore
+from embcache.stores.folder import exclusive, prepare
 
 from tests.programs import NOBODY, output, python
 from tests.stores.files import MARKER, PAGE, key, names, one, records
@@ -200,3 +201,18 @@ def test_eight_processes_make_the_file_at_once(folder: Path) -> None:
             totals = store.totals()
             assert totals.spaces == {b"s": (160, 160 * 2000)}
             assert totals.accounts == {b"a": {"requests": 8}}
+
+
+def test_the_marker_is_removed_while_somebody_waits_for_it(folder: Path) -> None:
+    """Who waits to make the database while another removes all of it marks the folder anew: never one without."""
+    folder.mkdir(mode=0o700)
+    made: list[Path] = []
+    with exclusive(folder):
+        waiting = threading.Thread(target=lambda: made.append(prepare(folder)))
+        waiting.start()
+        waiting.join(timeout=0.3)
+        assert waiting.is_alive(), "it did not wait"
+        (folder / MARKER).unlink()
+    waiting.join(timeout=60)
+    assert [path.name for path in made] == ["cache.db"]
+    assert names(folder) >= {"cache.db", MARKER}
