@@ -9,6 +9,9 @@ from embcache.cli.common import EXIT_CODES, run, with_quiet
 from embcache.cli.doctor import doctor
 from embcache.cli.clear import clear
 from embcache.cli.embed import embed
+from embcache.cli.export import export
+from embcache.cli.import_ import import_
+from embcache.cli.info import info
 from embcache.cli.prune import prune
 from embcache.cli.stats import stats
 from embcache.cli.verify import verify
@@ -22,8 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (embed, stats, prune, clear, verify, doctor):
+for command in (embed, info, stats, export, prune, clear, verify, doctor):
     app.command(epilog=EXIT_CODES)(with_quiet(command))
+app.command("import", epilog=EXIT_CODES)(with_quiet(import_))
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer's own signature of a callback
