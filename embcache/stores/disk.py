@@ -35,7 +35,7 @@ from embcache.stores.folder import (
     set_aside,
 )
 from embcache.stores.reader import DamagedError, Reader
-from embcache.stores.table import ACCOUNT, CHUNK, ROWS, SPACE, Table, chunks, space_number
+from embcache.stores.table import ACCOUNT, CHUNK, SPACE, Table, chunks, space_number
 from embcache.stores.writer import Writer
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class DiskStore:
     def scan_by_key(self) -> Iterator[tuple[bytes, bytes, bytes]]:
         """Yield as ``scan()``, ascending by key: slower, since what is stored together is read apart."""
         spaces = {space_number(note["s"]): note["s"] for note in self._notes(SPACE)}
-        for key, record, number in self._reader.entries_by_key(ROWS):
+        for key, record, number in self._reader.entries_by_key(CHUNK):
             yield key, record, spaces.get(number, b"")
 
     def keys_of(self, family: bytes) -> list[bytes]:

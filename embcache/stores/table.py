@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 CHUNK = 2000
 """Keys a statement; SQLite takes 32,766 values, and 999 before 3.32 of 2020."""
-ROWS = 250
-"""Rows inserted by a statement."""
+ROWS = (250, 64, 16, 4, 1)
+"""Rows inserted by a statement: of few different lengths, since a statement that is kept for another time keeps what it
+inserted last, and there may be 128 of them."""
 KEY_BYTES = 16
 SPACE = b"space:"
 ACCOUNT = b"account:"
@@ -94,13 +95,14 @@ class Table:
             evicted += self._evict(size_limit - sum(len(record) for _, record in rows))
         size = sum(len(record) for _, record in rows)
         now, number = time.time(), space_number(space)
-        for start in range(0, len(rows), ROWS):
-            some = rows[start : start + ROWS]
-            values = ",".join([f"(?, 1, {now!r}, {now!r}, {number}, 1, ?)"] * len(some))
+        for some in _parts(rows):
+            values = ",".join(
+                [f"(?{place}, 1, ?1, ?1, ?2, 1, ?{place + 1})" for place in range(3, 3 + 2 * len(some), 2)]
+            )
             # Many rows a statement: for each, SQLite keeps a copy of the page that diskcache's triggers change.
             self._connection.execute(
                 f"INSERT INTO Cache (key, raw, store_time, access_time, tag, mode, value) VALUES {values}",  # noqa: S608
-                [value for row in some for value in row],
+                [now, number, *(value for row in some for value in row)],
             )
         self._count(note_key(SPACE, space), number, len(rows), size, space)
         return evicted if size_limit is None else evicted + self._evict(size_limit)
@@ -230,6 +232,15 @@ class Table:
                 note = open_note(key, record)
                 if note is not None:  # one that is damaged is counted anew when its space is next written to
                     self._count(key, number, -count, -sizes[number], note["s"])
+
+
+def _parts(rows: list[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
+    """Cut rows into parts that have the length of a statement."""
+    start = 0
+    for length in ROWS:
+        while len(rows) - start >= length:
+            yield rows[start : start + length]
+            start += length
 
 
 def _newest(rows: list[tuple[bytes, bytes]], limit: int) -> list[tuple[bytes, bytes]]:

@@ -467,3 +467,27 @@ def test_a_store_that_is_dropped_while_it_writes(folder: Path) -> None:
         gc.collect()
         thread.join(0.05)
     assert not thread.is_alive()
+
+
+def test_memory_of_a_writer_is_flat(folder: Path) -> None:
+    """However many commits of whatever size were made, what they held is let go: no statement keeps its values."""
+    code = """
+        import os, resource, sys
+        from embcache.stores import DiskStore
+
+        def used():
+            with open("/proc/self/statm") as statm:
+                return int(statm.read().split()[1]) * resource.getpagesize()
+
+        store = DiskStore(sys.argv[1])
+        def put(count):
+            store.put_many({os.urandom(16): os.urandom(8_000) for _ in range(count)}, space=b"s")
+        put(500)
+        before = used()
+        for count in range(100, 500, 3):
+            put(count)
+        print(used() - before)
+        store.close()
+    """
+    grown = int(output(python(code, folder)))
+    assert grown < 40 << 20
