@@ -27,6 +27,12 @@ BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
     "tib": 2**40,
 }
 LARGEST = 2**62
+EMPTY = 262_144
+"""Bytes of a database that holds nothing."""
+INDEXED = 40
+"""Bytes an entry takes in the index, which does not shrink as surely as the entries do."""
+SLACK = 131_072
+"""Bytes in pages that stay for what is left on them."""
 NOTHING_OLDER = -math.inf
 
 
@@ -111,6 +117,21 @@ class Cut:
 
 
 EVERYTHING = Cut(older=math.inf)
+
+
+def excess(used: int, held: int, entries: int, limit: int) -> int:
+    """Return how many bytes of entries must go for a file to fit.
+
+    Args:
+        used: bytes of the file that are in use.
+        held: bytes of all entries in it.
+        entries: how many there are.
+        limit: bytes that the file may take.
+    """
+    if used <= limit:
+        return 0
+    shrinking = used - EMPTY - entries * INDEXED
+    return min(held, math.ceil((used - limit + SLACK) * held / shrinking)) if shrinking > 0 else held
 
 
 def make_room(ages: Mapping[int, int], size: int, older: float = NOTHING_OLDER) -> Cut:

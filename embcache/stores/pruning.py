@@ -6,7 +6,7 @@ import time
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
-from embcache.choosing import MINUTE, Survey, make_room
+from embcache.choosing import MINUTE, Survey, excess, make_room
 from embcache.codec import Entry, entry_of
 from embcache.errors import StoreBusy
 from embcache.keys import decode_space
@@ -41,8 +41,9 @@ def room_for(store: DiskStore, choice: Choice, limit: int, older: float) -> Cut:
     for _, record, _, entry in _chosen(store, choice, Survey()):
         minute = entry.created // MINUTE
         ages[minute] = ages.get(minute, 0) + len(record)
-    # An entry takes somewhat more of the file than its own bytes: what is too much is better than not enough.
-    return make_room(ages, store.used() - limit, older)
+    spaces = store.totals().spaces.values()
+    entries, held = (sum(counts) for counts in zip((0, 0), *spaces, strict=True))
+    return make_room(ages, excess(store.used(), held, entries, limit), older)
 
 
 def survey(store: DiskStore, choice: Choice, cut: Cut) -> Survey:
