@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import time
 from contextlib import closing
@@ -11,7 +12,7 @@ from embcache.codec import Entry, seal_entry, seal_note
 from embcache.keys import encode_space, fingerprints, make_space, note_key
 from embcache.stores import DiskStore
 
-from tests.cli.commands import passages
+from tests.programs import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -28,8 +29,8 @@ def space(model: str = BGE, provider: str = "novita", **more: str) -> Space:
     return make_space(provider, model, more.pop("encoding_format", "base64"), epoch=more.pop("epoch", None))
 
 
-def entry(text: str, *, days: float = 0, tokens: int | None = 10, exact: bool = False, dims: int = 8) -> Entry:
-    return Entry(dims, "told/" + text[:0] + "model", tokens, exact, NOW - int(days * DAY))
+def entry(*, days: float = 0, tokens: int | None = 10, exact: bool = False, dims: int = 8) -> Entry:
+    return Entry(dims, "told/model", tokens, exact, NOW - int(days * DAY))
 
 
 def records(where: Space, told: Iterable[tuple[str, Entry]]) -> Iterator[tuple[bytes, bytes]]:
@@ -42,7 +43,7 @@ def records(where: Space, told: Iterable[tuple[str, Entry]]) -> Iterator[tuple[b
 
 def stock(folder: Path, where: Space, texts: Iterable[str], **told: object) -> dict[bytes, bytes]:
     """Put an entry of each text into the cache in `folder`, with the pin of its space."""
-    beside = {text: entry(text, **told) for text in texts}  # type: ignore[arg-type]  # as entry() takes them
+    beside = {text: entry(**told) for text in texts}  # type: ignore[arg-type]  # as entry() takes them
     made = dict(records(where, beside.items()))
     dims = {one.dims for one in beside.values()}.pop()
     pin = note_key(where, "dimensions")
@@ -57,5 +58,8 @@ def content(folder: Path) -> dict[bytes, bytes]:
         return {key: record for key, record, _ in store.scan()}
 
 
-def texts(count: int, start: int = 0) -> list[str]:
-    return passages(count, start)
+def documented(command: str, part: int = 0) -> list[str]:
+    """The names that docs/json-output.md tells of a command, of its first table or another."""
+    page = (ROOT / "docs/json-output.md").read_text()
+    section = page.partition(f"## embcache {command}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^\| `(\w+)` \|", section.split("| --- | --- |")[part + 1], re.MULTILINE)

@@ -11,7 +11,7 @@ import pytest
 from embcache.keys import encode_space
 from embcache.stores import DiskStore
 
-from tests.cli.caches import content, space, stock
+from tests.cli.caches import content, documented, space, stock
 from tests.cli.commands import PLENTY, Terminal, asking, embcache, passages, started
 from tests.stores.files import MARKER, names, records
 from tests.upstream import Upstream
@@ -47,6 +47,7 @@ def test_everything_of_ours(tmp_path: Path) -> None:
 
     assert (run.code, run.err) == (0, "")
     told = json.loads(run.out)
+    assert list(told) == documented("clear")
     assert told | {"bytes_on_disk": 0} == {
         "version": 1,
         "files": 8,

@@ -11,7 +11,7 @@ import pytest
 
 from embcache.keys import fingerprints
 
-from tests.cli.caches import BGE, NOW, content, space, stock
+from tests.cli.caches import BGE, NOW, content, documented, space, stock
 from tests.cli.commands import MARK, asking, embcache, passages
 from tests.programs import output, python, unable
 from tests.stores.files import database, names
@@ -49,12 +49,12 @@ def test_the_whole_cache(tmp_path: Path, there: Path) -> None:
 
     out = told(tmp_path, "export", "a.pack")
 
-    assert list(out) == EXPORTED
+    assert list(out) == EXPORTED == documented("export")
     assert out == {"version": 1, "entries": 305, "inputs": None, "missing": None, "left_out": {}}
     assert stat.S_IMODE((tmp_path / "a.pack").stat().st_mode) == 0o600
     assert MARK.encode() not in (tmp_path / "a.pack").read_bytes()
     came = told(tmp_path, "import", "a.pack", env=ELSEWHERE)
-    assert list(came) == IMPORTED
+    assert list(came) == IMPORTED == documented("import")
     assert came == {"version": 1, "added": 305, "replaced": 0, "there": 0, "refused": {}}
     assert content(there) == rows
     assert told(tmp_path, "import", "a.pack", env=ELSEWHERE) | {"there": 0} == came | {"added": 0}

@@ -9,7 +9,7 @@ import pytest
 
 from embcache.keys import fingerprints
 
-from tests.cli.caches import BGE, content, space, stock
+from tests.cli.caches import BGE, content, documented, space, stock
 from tests.cli.commands import MARK, asking, embcache, passages
 from tests.stores.files import database
 from tests.upstream import Upstream, tokens
@@ -57,7 +57,7 @@ def test_what_is_told(tmp_path: Path) -> None:
     stock(tmp_path, space(), [f"{MARK} b"], tokens=100)
     stock(tmp_path, space(), [f"{MARK} c"], tokens=None)
     told = {name: info(tmp_path, f"{MARK} {name}") for name in "abcd"}
-    assert list(told["a"]) == ["version", "asked", "cached", *NOTHING, "faults"]
+    assert list(told["a"]) == ["version", "asked", "cached", *NOTHING, "faults"] == documented("info")
     assert [told[name]["cached"] for name in "abcd"] == [True, True, True, False]
     assert [told[name]["tokens"] for name in "abcd"] == [2_000_000, 100, None, None]
     assert [told[name]["exact"] for name in "abcd"] == [True, False, None, None]
@@ -94,6 +94,7 @@ def test_a_file(tmp_path: Path, kind: str) -> None:
     if kind != "-":
         (tmp_path / name).write_text(lines)
     told = info(tmp_path, name, stdin=lines.encode() if kind == "-" else b"")
+    assert list(told) == documented("info", 1)
     one, other = (info(tmp_path, passages(1, place)[0])["created"] for place in (0, 3))
     assert told == {
         "version": 1,

@@ -14,7 +14,7 @@ from embcache import CachedEmbedder, InputRejected
 from embcache.keys import encode_space
 from embcache.stores import DiskStore
 
-from tests.cli.caches import BGE, content, space, stock
+from tests.cli.caches import BGE, content, documented, space, stock
 from tests.cli.commands import MARK, PLENTY, Terminal, asking, embcache, passages, started
 from tests.programs import holding
 from tests.stores.files import database
@@ -45,7 +45,7 @@ def test_older_than(tmp_path: Path) -> None:
 
     told = pruned(tmp_path, "--older-than", "90d")
 
-    assert list(told) == FACTS
+    assert list(told) == FACTS == documented("prune")
     assert content(tmp_path) == middle
     assert told | {"bytes_on_disk_before": 0, "bytes_on_disk": 0} == {
         "version": 1,
