@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from embcache.keys import EPOCH
 from embcache.types import CacheStats
 from embcache.usage import add, figures, label_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from embcache.codec import Entry
     from embcache.types import Space
 
+PROJECT = "project"
 MINUTE = 60
 """Seconds within which the order of age is that of the store: what is held of a store's ages stays small."""
 SECONDS = {"h": 3_600, "d": 86_400, "w": 604_800, "y": 31_536_000}
@@ -86,6 +88,18 @@ class Choice:
 def epoch_of(space: Space) -> str | None:
     """Return the epoch of a space, None where it has none."""
     return dict(space.fields).get(EPOCH)
+
+
+def accounts_of(project: str, names: Iterable[bytes]) -> dict[bytes, bytes]:
+    """Return those of the ``names`` of accounts that are of a project, with what they are called without it."""
+    found: dict[bytes, bytes] = {}
+    for name in names:
+        *fields, more = json.loads(name)
+        told = cast("dict[str, object]", more) if isinstance(more, dict) else {}
+        if told.get(PROJECT) == project:
+            rest = {key: value for key, value in told.items() if key != PROJECT}
+            found[name] = json.dumps([*fields, rest] if rest else fields).encode()
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embcache.choosing import EVERYTHING, MINUTE, NOTHING_OLDER, Choice, Cut, Survey, make_room, parse_age, parse_size
+from embcache.choosing import (
+    EVERYTHING,
+    MINUTE,
+    NOTHING_OLDER,
+    Choice,
+    Cut,
+    Survey,
+    accounts_of,
+    make_room,
+    parse_age,
+    parse_size,
+)
 from embcache.codec import Entry
 from embcache.keys import make_space
+from embcache.usage import DAY_SECONDS, account_of
 
 ROWS = st.lists(st.tuples(st.integers(-200, 2_000), st.integers(1, 50)), max_size=60)
 
@@ -59,6 +71,18 @@ def test_choice() -> None:
     assert not Choice(epoch="autumn").takes(plain)
     assert not Choice(model="n").takes(plain)
     assert not Choice(provider="local").takes(plain)
+
+
+def test_accounts_without_their_project() -> None:
+    """An account of a project is called, without it, as an account of none is; others are left alone."""
+    plain, autumn = make_space("novita", "m", "float"), make_space("novita", "m", "float", epoch="autumn")
+    names = {
+        b'[5, "novita", "m", "float", {"project": "p"}]': account_of(plain, 5 * DAY_SECONDS),
+        b'[5, "novita", "m", "float", {"epoch": "autumn", "project": "p"}]': account_of(autumn, 5 * DAY_SECONDS),
+    }
+    others = [*names.values(), b'[5, "novita", "p", "float", {"project": "q"}]', b'[5, "p", "p", "p"]']
+    assert accounts_of("p", [*names, *others]) == names
+    assert accounts_of("none", names) == {}
 
 
 def taken(cut: Cut, rows: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -46,6 +46,15 @@ def prune(  # noqa: PLR0913 - its options
         bool,
         typer.Option("--refusals", help="No entries, but what is remembered of inputs that a server refused."),
     ] = False,
+    project: Annotated[
+        str | None,
+        typer.Option(
+            "--project",
+            metavar="NAME",
+            help="No entries, which all projects share, but the project's name in the accounts: what it has paid and "
+            "saved is counted to no project from then on.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would go, and change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -60,30 +69,32 @@ def prune(  # noqa: PLR0913 - its options
     """
     from embcache.choosing import Choice
     from embcache.config import disk_store
-    from embcache.report import show_bytes
     from embcache.stores.folder import disk_usage
 
     choice = Choice(model, provider_of(provider, base_url), epoch)
     chosen = choice != Choice() or older_than is not None or max_size is not None
-    if refusals and chosen:
-        raise Fault("remembered refusals belong to no model and have no size; give --refusals alone", Code.USAGE)
-    if not refusals and not chosen:
+    kinds = (chosen, refusals, project is not None).count(True)
+    if kinds > 1:
+        raise Fault("give --refusals and --project alone: no entries go with them", Code.USAGE)
+    if not kinds:
         raise Fault("say what is to go, such as --older-than 90d; embcache clear removes everything", Code.USAGE)
     if not dry_run:
         check_can_ask(yes=yes)
     store = disk_store(cache_dir)
     before = disk_usage(store.directory)
     try:
-        task = _Refusals(store) if refusals else _Entries(store, choice, _cut(store, choice, older_than, max_size))
-        for line in task.lines():
-            if not as_json:
-                write_out(f"{line}\n".encode())
-            elif not (yes or dry_run):
-                say(line)
-        removed = 0
-        if task.count and not dry_run:
-            confirm("Remove them?", yes=yes)
-            removed = _carry_out(task)
+        task: _Task
+        if project is not None:
+            task = _Project(store, project)
+        elif refusals:
+            task = _Refusals(store)
+        else:
+            task = _Entries(store, choice, _cut(store, choice, older_than, max_size))
+        tell = say if as_json else _print
+        if not as_json or not (yes or dry_run):
+            for line in task.lines():
+                tell(line)
+        removed = 0 if dry_run else _carry_out(task, yes=yes)
     finally:
         store.close()
     after = disk_usage(store.directory)
@@ -92,7 +103,17 @@ def prune(  # noqa: PLR0913 - its options
         facts |= {"bytes_on_disk_before": before, "bytes_on_disk": after}
         write_out(json.dumps(facts, indent=2).encode() + b"\n")
     elif removed:
-        write_out(f"{removed:,} removed; on disk: {show_bytes(before)} before, {show_bytes(after)} now\n".encode())
+        _print(_removed(removed, before, after))
+
+
+def _print(line: str) -> None:
+    write_out(f"{line}\n".encode())
+
+
+def _removed(count: int, before: int, after: int) -> str:
+    from embcache.report import show_bytes
+
+    return f"{count:,} removed; on disk: {show_bytes(before)} before, {show_bytes(after)} now"
 
 
 def _cut(store: "DiskStore", choice: "Choice", older_than: int | None, max_size: int | None) -> "Cut":
@@ -181,8 +202,36 @@ class _Refusals:
         remove_refusals(self._store, removed)
 
 
-def _carry_out(task: _Task) -> int:
-    """Do it, and return how many were removed; where it ends early, say how far it came."""
+class _Project:
+    """The name of a project, in its accounts."""
+
+    def __init__(self, store: "DiskStore", project: str) -> None:
+        from embcache.choosing import accounts_of
+
+        self._store = store
+        accounts = store.totals().accounts
+        self._names = accounts_of(project, accounts)
+        self.count = len(self._names)
+        self._billed = sum(accounts[name].get("billed_tokens", 0) for name in self._names)
+
+    def lines(self) -> list[str]:
+        accounts, tokens = many(self.count, "account"), many(self._billed, "token")
+        return [f"to remove: the project's name from {accounts} ({tokens} billed), which count to no project then"]
+
+    def facts(self) -> dict[str, Any]:
+        return {"accounts": self.count, "billed_tokens": self._billed}
+
+    def remove(self, removed: Callable[[int], object]) -> None:
+        from embcache.stores.pruning import move_accounts
+
+        move_accounts(self._store, self._names, removed)
+
+
+def _carry_out(task: _Task, *, yes: bool) -> int:
+    """Ask, do it, and return how many were removed; where it ends early, say how far it came."""
+    if not task.count:
+        return 0
+    confirm("Remove them?", yes=yes)
     total = 0
 
     def count(some: int) -> None:

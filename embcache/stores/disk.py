@@ -286,6 +286,10 @@ class DiskStore:
         size = sum(len(record) + COST_OF_A_ROW for record in records.values())
         return self._transact(lambda table: table.discard(records), size)
 
+    def move_accounts(self, names: Mapping[bytes, bytes]) -> int:
+        """Add the counters of accounts to those they are mapped to, and remove them, in one transaction; count them."""
+        return self._transact(lambda table: sum(table.move(name, to) for name, to in names.items()))
+
     def vacuum(self) -> None:
         """Give the disk back what removed rows took, a little at a time, so that others can write in between."""
         while self._write(self._vacuum_some, SECONDS_TO_CLOSE):

@@ -12,7 +12,7 @@ from embcache.errors import StoreBusy
 from embcache.keys import decode_space
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from embcache.choosing import Choice, Cut
     from embcache.stores.disk import DiskStore
@@ -80,6 +80,13 @@ def remove_refusals(store: DiskStore, removed: Callable[[int], object]) -> None:
     for start in range(0, len(keys), ROWS):
         removed(insist(lambda some=keys[start : start + ROWS]: store.delete_many(some)))  # type: ignore[misc]
     insist(store.vacuum)
+
+
+def move_accounts(store: DiskStore, names: Mapping[bytes, bytes], removed: Callable[[int], object]) -> None:
+    """Count what accounts hold to others, by their names, and remove them; ``removed`` is told how many, as above."""
+    rest = iter(names.items())
+    while some := dict(islice(rest, ROWS)):
+        removed(insist(lambda some=some: store.move_accounts(some)))  # type: ignore[misc]  # bound at once
 
 
 def insist(action: Callable[[], T]) -> T:

@@ -138,6 +138,16 @@ class Table:
         total.update(counts)
         self.note(key, seal_note(key, {"a": account, "c": dict(total)}))
 
+    def move(self, account: bytes, to: bytes) -> bool:
+        """Add the counters of an account to another, and remove it; return whether there was one."""
+        key = note_key(ACCOUNT, account)
+        note = open_note(key, self.value(key))
+        if note is None:
+            return False
+        self.add(to, note["c"])
+        self.delete([key])
+        return True
+
     def claim(self, keys: Collection[bytes], owner: bytes, seconds: float) -> set[bytes]:
         """Lease to ``owner`` those of ``keys`` that nobody else holds a lease of, and return them."""
         now = time.time()

@@ -289,6 +289,37 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(server.requests) > sent
 
 
+def test_a_project(tmp_path: Path) -> None:
+    """`--project` takes the name out of the accounts and nothing from the sums; entries, which projects share, stay."""
+    made = stock(tmp_path, space(), passages(3), days=500)
+    mine, autumn = b'[5, "novita", "m", "base64", {"project": "p"}]', b'{"epoch": "autumn", "project": "p"}]'
+    autumn = mine.replace(b'{"project": "p"}]', autumn)
+    plain, other = b'[5, "novita", "m", "base64"]', b'[5, "novita", "m", "base64", {"project": "q"}]'
+    usage = {
+        mine: {"billed_tokens": 5, "hits": 1},
+        autumn: {"billed_tokens": 7},
+        plain: {"hits": 2},
+        other: {"hits": 4},
+    }
+    with closing(DiskStore(tmp_path / "cache")) as store:
+        store.put_many({}, usage)
+    dry = pruned(tmp_path, "--project", "p", "--dry-run")
+    assert (dry["accounts"], dry["billed_tokens"], dry["removed"]) == (2, 12, 0)
+    run = embcache(tmp_path, "prune", "--project", "p", "--yes")
+    assert run.out.decode().startswith(
+        "to remove: the project's name from 2 accounts (12 tokens billed), which count to no project then\n2 removed; "
+    )
+    assert pruned(tmp_path, "--project", "p")["accounts"] == 0
+    with closing(DiskStore(tmp_path / "cache")) as store:
+        accounts = {name: dict(counts) for name, counts in store.totals().accounts.items()}
+    assert accounts == {
+        plain: {"billed_tokens": 5, "hits": 3},
+        plain[:-1] + b', {"epoch": "autumn"}]': {"billed_tokens": 7},
+        other: {"hits": 4},
+    }
+    assert content(tmp_path) == made
+
+
 def test_no_cache(tmp_path: Path) -> None:
     """Where there is no cache nothing goes, and none is made."""
     assert pruned(tmp_path, "--older-than", "1d")["entries"] == 0
@@ -322,6 +353,8 @@ def test_held_for_a_moment(tmp_path: Path) -> None:
         ["--max-size", "-5GB"],
         ["--refusals", "--model", "m"],
         ["--refusals", "--older-than", "1d"],
+        ["--refusals", "--project", "p"],
+        ["--project", "p", "--model", "m"],
         ["--provider", "nope"],
         ["--base-url", "nope"],
         ["file"],
