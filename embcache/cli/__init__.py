@@ -1,13 +1,14 @@
 """The command line: words in, words out. One command a file; what is heavy is imported inside the command."""
 
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import typer
 
 from embcache._version import __version__
+from embcache.cli.clear import clear
 from embcache.cli.common import EXIT_CODES, run, with_quiet
 from embcache.cli.doctor import doctor
-from embcache.cli.clear import clear
 from embcache.cli.embed import embed
 from embcache.cli.export import export
 from embcache.cli.import_ import import_
@@ -25,9 +26,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (embed, info, stats, export, prune, clear, verify, doctor):
-    app.command(epilog=EXIT_CODES)(with_quiet(command))
-app.command("import", epilog=EXIT_CODES)(with_quiet(import_))
+COMMANDS: Mapping[str, Callable[..., None]] = {
+    "embed": embed,
+    "stats": stats,
+    "info": info,
+    "export": export,
+    "import": import_,
+    "prune": prune,
+    "clear": clear,
+    "verify": verify,
+    "doctor": doctor,
+}
+for name, command in COMMANDS.items():
+    app.command(name, epilog=EXIT_CODES)(with_quiet(command))
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer's own signature of a callback

@@ -1,19 +1,18 @@
 """``embcache clear``: the whole cache is removed, and nothing else."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from embcache.cli.common import CacheDir, many, say, write_out
+from embcache.cli.common import AsJson, CacheDir, many, say, write_json, write_out
 from embcache.cli.confirm import check_can_ask, confirm
 
 
 def clear(
     *,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     cache_dir: CacheDir = None,
 ) -> None:
     """Remove the whole cache: entries, accounts, and files that were set aside.
@@ -32,12 +31,12 @@ def clear(
     if not as_json:
         write_out(f"{line}\n".encode())
     elif not yes:
-        say(line)
+        say(line, always=True)
     if files:
         confirm("Remove it all?", yes=yes)
         remove_all(folder)
     if as_json:
-        write_out(json.dumps({"version": 1, **told, "removed": bool(files)}, indent=2).encode() + b"\n")
+        write_json({**told, "removed": bool(files)})
     elif files:
         write_out(b"removed\n")
 
@@ -63,8 +62,8 @@ def _worth(folder: Path, files: list[Path]) -> dict[str, Any]:
 
 
 def _line(told: dict[str, Any]) -> str:
-    from embcache.report import show_bytes
-    from embcache.types import show_money
+    from embcache.show import show_bytes
+    from embcache.show import show_money
 
     if not told["files"]:
         return "there is no cache"

@@ -1,6 +1,5 @@
 """``embcache export``: entries to a file to hand on, or as a table for whoever wants the vectors."""
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embcache.cli.common import CacheDir, Code, Fault, many, say, write_out
+from embcache.cli.common import AsJson, CacheDir, Code, Fault, many, say, write_json
 from embcache.cli.spaces import BaseUrl, Dimensions, Epoch, Format, FormatName, Model, Provider, provider_of, space_of
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def export(  # noqa: PLR0913 - its options
     epoch: Epoch = None,
     dimensions: Dimensions = None,
     encoding_format: Format = FormatName.BASE64,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     cache_dir: CacheDir = None,
 ) -> None:
     """Write entries of the cache to a file.
@@ -91,13 +90,16 @@ def export(  # noqa: PLR0913 - its options
         store.close()
     if as_json:
         missing = None if wanted is None else wanted - count - left_out.total()
-        told = {"version": 1, "entries": count, "inputs": wanted, "missing": missing, "left_out": dict(left_out)}
-        write_out(json.dumps(told, indent=2).encode() + b"\n")
+        told = {"entries": count, "inputs": wanted, "missing": missing, "left_out": dict(left_out)}
+        write_json(told)
     else:
         of = "" if wanted is None else f" of {many(wanted, 'distinct input')}"
         say(f"{many(count, 'entry', 'entries')}{of} exported")
     if left_out:
-        say(f"{many(left_out.total(), 'damaged entry', 'damaged entries')} left out; embcache verify tells more")
+        say(
+            f"{many(left_out.total(), 'damaged entry', 'damaged entries')} left out; embcache verify tells more",
+            always=True,
+        )
 
 
 def _name(space: "Space") -> bytes:

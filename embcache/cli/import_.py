@@ -1,12 +1,11 @@
 """``embcache import``: the entries of a pack into the cache."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embcache.cli.common import CacheDir, Code, Fault, Stopped, many, say, write_out
+from embcache.cli.common import AsJson, CacheDir, Code, Fault, Stopped, many, say, write_json, write_out
 from embcache.errors import EmbcacheError
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ WHY = {
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A pack, as embcache export makes it.")],
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     cache_dir: CacheDir = None,
 ) -> None:
     """Put the entries of a pack into the cache.
@@ -41,14 +40,17 @@ def import_(
         with file.open("rb") as pack:
             import_pack(pack, store, imported)
     except (EmbcacheError, Stopped):
-        say(f"{many(imported.added + imported.replaced, 'entry', 'entries')} imported before it ended early")
+        say(
+            f"{many(imported.added + imported.replaced, 'entry', 'entries')} imported before it ended early",
+            always=True,
+        )
         raise
     except OSError as error:
         raise Fault(f"{file}: {error.strerror or 'cannot be read'}", Code.USAGE) from error
     finally:
         store.close()
     if as_json:
-        write_out(json.dumps({"version": 1, **_facts(imported)}, indent=2).encode() + b"\n")
+        write_json(_facts(imported))
     else:
         write_out("".join(line + "\n" for line in _lines(imported)).encode())
     if imported.refused:

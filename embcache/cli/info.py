@@ -1,6 +1,5 @@
 """``embcache info``: whether a text is in the cache, since when, and what it cost."""
 
-import json
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embcache.choosing import Part
-from embcache.cli.common import CacheDir, Code, Fault, many, write_out
+from embcache.cli.common import AsJson, CacheDir, Code, Fault, many, write_json, write_out
 from embcache.cli.spaces import BaseUrl, Dimensions, Epoch, Format, FormatName, Model, Provider, space_of
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def info(  # noqa: PLR0913 - its options
     epoch: Epoch = None,
     dimensions: Dimensions = None,
     encoding_format: Format = FormatName.BASE64,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     cache_dir: CacheDir = None,
 ) -> None:
     """Tell whether a text is in the cache, since when, and what it cost; or how many texts of a file are.
@@ -68,7 +67,7 @@ def info(  # noqa: PLR0913 - its options
         store.close()
     facts = _facts(space, found, one=source is None)
     if as_json:
-        write_out(json.dumps({"version": 1, **facts}, indent=2).encode() + b"\n")
+        write_json(facts)
     else:
         write_out("".join(line + "\n" for line in _lines(facts, found, one=source is None)).encode())
 
@@ -186,7 +185,7 @@ def _facts(space: "Space", found: _Found, *, one: bool) -> dict[str, Any]:
 
 def _lines(facts: dict[str, Any], found: _Found, *, one: bool) -> list[str]:
     """Return what was found, as lines."""
-    from embcache.types import show_money
+    from embcache.show import show_money
 
     asked = ", ".join(f"{name} {value}" for name, value in facts["asked"].items())
     if one:

@@ -1,14 +1,14 @@
 """``embcache prune``: what is old, or of a model nobody asks any more, is removed, and the disk given back."""
 
-import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
 from embcache.choosing import parse_age, parse_size
-from embcache.cli.common import CacheDir, Code, Fault, Stopped, many, say, write_out
+from embcache.cli.common import AsJson, CacheDir, Code, Fault, Stopped, many, say, write_json, write_out
 from embcache.cli.confirm import check_can_ask, confirm
 from embcache.cli.spaces import BaseUrl, Epoch, Model, Provider, provider_of
 from embcache.errors import StoreError
@@ -57,7 +57,7 @@ def prune(  # noqa: PLR0913 - its options
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would go, and change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     cache_dir: CacheDir = None,
 ) -> None:
     """Remove entries, and give the disk back what they took.
@@ -90,18 +90,15 @@ def prune(  # noqa: PLR0913 - its options
             task = _Refusals(store)
         else:
             task = _Entries(store, choice, _cut(store, choice, older_than, max_size))
-        tell = say if as_json else _print
-        if not as_json or not (yes or dry_run):
-            for line in task.lines():
-                tell(line)
-        removed = 0 if dry_run else _carry_out(task, yes=yes)
+        tell = partial(say, always=True) if as_json else _print
+        removed = _carry_out(task, [] if as_json and (yes or dry_run) else task.lines(), tell, ask=not yes, dry=dry_run)
     finally:
         store.close()
     after = disk_usage(store.directory)
     if as_json:
-        facts = {"version": 1, "dry_run": dry_run, **task.facts(), "removed": removed}
+        facts = {"dry_run": dry_run, **task.facts(), "removed": removed}
         facts |= {"bytes_on_disk_before": before, "bytes_on_disk": after}
-        write_out(json.dumps(facts, indent=2).encode() + b"\n")
+        write_json(facts)
     elif removed:
         _print(_removed(removed, before, after))
 
@@ -111,7 +108,7 @@ def _print(line: str) -> None:
 
 
 def _removed(count: int, before: int, after: int) -> str:
-    from embcache.report import show_bytes
+    from embcache.show import show_bytes
 
     return f"{count:,} removed; on disk: {show_bytes(before)} before, {show_bytes(after)} now"
 
@@ -227,28 +224,24 @@ class _Project:
         move_accounts(self._store, self._names, removed)
 
 
-def _carry_out(task: _Task, *, yes: bool) -> int:
-    """Ask, do it, and return how many were removed; where it ends early, say how far it came."""
-    if not task.count:
-        return 0
-    confirm("Remove them?", yes=yes)
-    total = 0
-
-    def count(some: int) -> None:
-        nonlocal total
-        total += some
-
+def _carry_out(task: _Task, lines: list[str], tell: Callable[[str], object], *, ask: bool, dry: bool) -> int:
+    """Tell ``lines``, ask, do it, and return how many were removed; where it ends early, say how far it came."""
+    removed: list[int] = []
     try:
-        task.remove(count)
+        for line in lines:
+            tell(line)
+        if task.count and not dry:
+            confirm("Remove them?", yes=not ask)
+            task.remove(removed.append)
     except (Stopped, StoreError):
-        say(f"{total:,} of {task.count:,} removed; the same command again goes on")
+        say(f"{sum(removed):,} of {task.count:,} removed; the same command again goes on", always=True)
         raise
-    return total
+    return sum(removed)
 
 
 def _line(what: str, part: "Part", cost: float | None) -> str:
-    from embcache.report import show_bytes
-    from embcache.types import show_money
+    from embcache.show import show_bytes
+    from embcache.show import show_money
 
     line = f"{what}: {many(part.entries, 'entry', 'entries')}, {show_bytes(part.size)}"
     if part.entries:

@@ -53,9 +53,20 @@ def pinned(store: Store, space: Space) -> int | None:
 
 
 def entries_of(store: DiskStore, spaces: Iterable[PackSpace], left_out: Counter[str]) -> Iterator[Exported]:
-    """Yield all entries of ``spaces``, ascending by key; what does not prove itself is counted in ``left_out``."""
+    """Yield all entries of ``spaces``, ascending by key; what does not prove itself is counted in ``left_out``.
+
+    So are entries whose space nobody knows any more (``space``): they may be of any.
+    """
     dims = {space.name: space.dims for space in spaces}
-    return _proved(((k, r, name) for k, r, name in store.scan_by_key() if name in dims), dims, left_out)
+
+    def chosen() -> Iterator[tuple[bytes, bytes, bytes]]:
+        for key, record, name in store.scan_by_key():
+            if name in dims:
+                yield key, record, name
+            elif not name:
+                left_out["space"] += 1
+
+    return _proved(chosen(), dims, left_out)
 
 
 def entries_under(

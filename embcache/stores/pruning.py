@@ -122,6 +122,7 @@ def _chosen(store: DiskStore, choice: Choice, found: Survey) -> Iterator[tuple[b
             spaces[name] = space if space is not None and choice.takes(space) else None
         space = spaces[name]
         if space is None:
+            found.damaged += not name  # whose it is nobody knows any more
             continue
         entry = entry_of(record)
         if isinstance(entry, Entry):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-COMMANDS = [str(getattr(command.callback, "__name__", "")) for command in app.registered_commands]
+COMMANDS = [str(command.name) for command in app.registered_commands]
 TOLD_IN_JSON = [["doctor"], ["stats"], ["verify"]]
 
 

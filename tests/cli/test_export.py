@@ -128,6 +128,18 @@ def test_damaged_entries(tmp_path: Path) -> None:
     assert run.lines == ["embcache: 1 damaged entry left out; embcache verify tells more"]
 
 
+def test_entries_of_nobody_knows_what(tmp_path: Path) -> None:
+    """Entries whose space can no longer be read are counted, not dropped in silence; nor are they pruned."""
+    made = stock(tmp_path, space(), passages(3), days=9)
+    with database(tmp_path / "cache") as connection:
+        connection.execute("UPDATE Cache SET value = zeroblob(60) WHERE substr(key, 1, 6) = CAST('space:' AS BLOB)")
+    run = embcache(tmp_path, "export", "a.pack", "--json")
+    assert (json.loads(run.out)["entries"], json.loads(run.out)["left_out"]) == (0, {"space": 3})
+    pruned = told(tmp_path, "prune", "--older-than", "1d", "--yes")
+    assert (pruned["entries"], pruned["damaged"]) == (0, 3)
+    assert content(tmp_path) == made
+
+
 def test_reads_only(tmp_path: Path) -> None:
     """Exporting leaves every byte of the cache as it was, and works where nothing can be written."""
     stock(tmp_path, space(), passages(5))

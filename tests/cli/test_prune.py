@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -339,6 +340,28 @@ def test_held_for_a_moment(tmp_path: Path) -> None:
     """
     with holding(hold, tmp_path / "cache/cache.db"):
         assert pruned(tmp_path, "--older-than", "1d")["removed"] == 3
+
+
+def test_interrupted(tmp_path: Path) -> None:
+    """Ctrl-C ends it at once and says how far it came; the same command again does the rest."""
+    stock(tmp_path, space(), passages(3), days=10)
+    hold = """
+        import sqlite3, sys
+        connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+        connection.execute("BEGIN IMMEDIATE")
+        print("held", flush=True)
+        sys.stdin.read()
+    """
+    with (
+        holding(hold, tmp_path / "cache/cache.db"),
+        started(tmp_path, "prune", "--older-than", "1d", "--yes", "--quiet") as run,
+    ):
+        assert run.out.readline().startswith(b"to remove: 3 entries")
+        run.process.send_signal(signal.SIGINT)
+        ended = run.end()
+    assert ended.code == 130
+    assert ended.lines == ["embcache: 0 of 3 removed; the same command again goes on"]
+    assert pruned(tmp_path, "--older-than", "1d")["removed"] == 3
 
 
 @pytest.mark.parametrize(
