@@ -62,8 +62,7 @@ def _worth(folder: Path, files: list[Path]) -> dict[str, Any]:
 
 
 def _line(told: dict[str, Any]) -> str:
-    from embcache.show import show_bytes
-    from embcache.show import show_money
+    from embcache.show import show_bytes, show_money
 
     if not told["files"]:
         return "there is no cache"

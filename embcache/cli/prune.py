@@ -240,8 +240,7 @@ def _carry_out(task: _Task, lines: list[str], tell: Callable[[str], object], *, 
 
 
 def _line(what: str, part: "Part", cost: float | None) -> str:
-    from embcache.show import show_bytes
-    from embcache.show import show_money
+    from embcache.show import show_bytes, show_money
 
     line = f"{what}: {many(part.entries, 'entry', 'entries')}, {show_bytes(part.size)}"
     if part.entries:
