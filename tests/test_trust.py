@@ -166,6 +166,19 @@ def test_epochs(server: Upstream, tmp_path: Path) -> None:
     assert all("epoch" not in (request.body or {}) for request in server.requests)
 
 
+def test_closing_over_a_damaged_file(server: Upstream, tmp_path: Path) -> None:
+    """Closing an embedder over a file that is damaged is no error: whoever uses it next sees to the damage."""
+    with embedder(server, tmp_path) as one:
+        one.embed("a")
+    (tmp_path / "cache.db").write_bytes(os.urandom(70_000))
+    (tmp_path / "cache.db-wal").touch()
+    embedder(server, tmp_path).close()
+    with embedder(server, tmp_path) as one:
+        with pytest.warns(EmbcacheWarning):
+            assert np.array_equal(one.embed("a"), right(["a"])[0])
+        assert one.embed_result("a").hits == 1
+
+
 def test_s15_a_folder_that_is_removed_is_made_again(server: Upstream, tmp_path: Path) -> None:
     """When somebody removes the folder under an open embedder, it goes on, and what it buys then is kept."""
     folder = tmp_path / "cache"
@@ -228,6 +241,29 @@ def test_verify(server: Upstream, tmp_path: Path) -> None:
     assert verify(store, repair=False).is_clean
     assert [entries for entries, _ in store.totals().spaces.values()] == [490]
     store.close()
+
+
+@pytest.mark.parametrize("damage", ["empty", "no table"])
+def test_verify_a_file_without_a_table(server: Upstream, tmp_path: Path, damage: str) -> None:
+    """An empty file holds nothing and is clean; one that lacks its table is damaged, and repair sets it aside."""
+    import sqlite3
+
+    with embedder(server, tmp_path) as one:
+        one.embed("a")
+    if damage == "empty":
+        os.truncate(tmp_path / "cache.db", 0)
+    else:
+        connection = sqlite3.connect(tmp_path / "cache.db")
+        connection.execute("DROP TABLE Cache")
+        connection.close()
+    store = DiskStore(tmp_path)
+    assert verify(store, repair=False).damage == {"empty": None, "no table": "its table is missing"}[damage]
+    verify(store, repair=True)
+    assert verify(store, repair=False).is_clean
+    store.close()
+    with embedder(server, tmp_path) as one:
+        assert np.array_equal(one.embed("a"), right(["a"])[0])
+        assert one.embed_result("a").hits == 1
 
 
 def test_verify_saves_what_can_be_saved(server: Upstream, tmp_path: Path) -> None:

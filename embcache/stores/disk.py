@@ -330,10 +330,10 @@ class DiskStore:
         try:
             if not self.read_only and identity_of(database_of(self.directory)) is not None:
                 self._writer.run(self._close, SECONDS_TO_CLOSE)
-        except (sqlite3.OperationalError, StoreError):
-            pass  # it cannot be written, or somebody else holds it: then the log stays, and the next one folds it in
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"the cache {self.directory} could not be closed: {error}") from error
+        except (sqlite3.Error, OSError, StoreError):
+            # It cannot be written, somebody else holds it, or it is damaged. What was put is committed: the log stays,
+            # and whoever opens the file next folds it in, or finds the damage.
+            pass
         finally:
             self._writer.stop()
 

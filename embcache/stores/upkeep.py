@@ -70,7 +70,7 @@ def verify(store: DiskStore, *, repair: bool) -> Findings:
         try:
             with _open(path) as connection:
                 holds_table = look_over(connection)
-                findings.damage = _integrity(connection)
+                findings.damage = _integrity(connection, holds_table=holds_table)
                 for rowid, row in _rows(connection) if holds_table else ():
                     kind = _kind(*row)
                     if kind is None:
@@ -106,8 +106,10 @@ def _open(path: Path) -> Generator[sqlite3.Connection]:
         raise StoreError(f"the cache {path} cannot be read: {error}") from error
 
 
-def _integrity(connection: sqlite3.Connection) -> str | None:
+def _integrity(connection: sqlite3.Connection, *, holds_table: bool) -> str | None:
     found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found == "ok" and not holds_table and connection.execute("PRAGMA user_version").fetchone()[0]:
+        return "its table is missing"
     return None if found == "ok" else str(found)
 
 
