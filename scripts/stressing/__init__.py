@@ -1,0 +1,1 @@
+"""What lies behind `scripts/stress`: faults by the thousand, and a count of what they did."""
