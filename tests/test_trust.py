@@ -166,6 +166,24 @@ def test_epochs(server: Upstream, tmp_path: Path) -> None:
     assert all("epoch" not in (request.body or {}) for request in server.requests)
 
 
+def test_a_schema_that_is_no_text(server: Upstream, tmp_path: Path) -> None:
+    """Wherever the schema holds a byte that no text can, the file is set aside, and `verify --repair` takes it too."""
+    with embedder(server, tmp_path) as one:
+        one.embed("a")
+    good = (tmp_path / "cache.db").read_bytes()
+    for word in (b"CREATE TABLE Cache", b"Cache_key_raw", b"Settings_count_insert", b"rowid INTEGER"):
+        place = good.index(word)
+        (tmp_path / "cache.db").write_bytes(good[:place] + b"\xe5" + good[place + 1 :])
+        with embedder(server, tmp_path) as one:
+            with pytest.warns(EmbcacheWarning):
+                assert np.array_equal(one.embed("a"), right(["a"])[0])
+            assert one.embed_result("a").hits == 1
+        store = DiskStore(tmp_path)
+        verify(store, repair=True)
+        assert verify(store, repair=False).is_clean
+        store.close()
+
+
 def test_closing_over_a_damaged_file(server: Upstream, tmp_path: Path) -> None:
     """Closing an embedder over a file that is damaged is no error: whoever uses it next sees to the damage."""
     with embedder(server, tmp_path) as one:

@@ -258,18 +258,24 @@ def look_over(connection: sqlite3.Connection) -> bool:
     """
     connection.execute("PRAGMA trusted_schema = OFF").fetchall()
     try:
-        found = dict(connection.execute("SELECT name, ifnull(sql, '') FROM sqlite_master").fetchall())
+        # As bytes: Python refuses text that is none with an error that does not tell of damage.
+        rows = connection.execute(
+            "SELECT CAST(ifnull(name, '') AS BLOB), CAST(ifnull(sql, '') AS BLOB) FROM sqlite_master"
+        ).fetchall()
+    except UnicodeDecodeError as error:  # SQLite quotes a schema that it cannot read, and Python cannot read the quote
+        raise Damaged("its schema is no text") from error
     except sqlite3.OperationalError as error:
         # Nothing is wrong with the statement, so the file's header names a format that SQLite never had.
         if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
             raise Damaged("its format is unknown") from None
         raise
+    found = {bytes(name).decode(errors="replace"): bytes(sql) for name, sql in rows}
     for name, sql in found.items():
-        if sha256(str(sql).encode()).hexdigest()[:16] != SCHEMA.get(name):
+        if sha256(sql).hexdigest()[:16] != SCHEMA.get(name):
             raise Damaged("its schema holds what diskcache does not make")
     if "Settings" in found:
-        strange = {str(name) for (name,) in connection.execute("SELECT key FROM Settings")} - SETTINGS
-        if strange:
+        names = connection.execute("SELECT CAST(ifnull(key, '') AS BLOB) FROM Settings").fetchall()
+        if {bytes(name).decode(errors="replace") for (name,) in names} - SETTINGS:
             raise Damaged("its settings hold what diskcache does not write")
     if "Cache" not in found and "Settings_size_delete" in found:
         raise Damaged("its table is missing")

@@ -181,7 +181,7 @@ def _readable(aside: Path) -> Iterator[tuple[bytes, object, bytes]]:
                     for rowid in range(start, start + CHUNK):  # one bad page costs its own rows only
                         with contextlib.suppress(sqlite3.DatabaseError):
                             yield from connection.execute(statement, (rowid, rowid)).fetchall()
-    except sqlite3.DatabaseError:
+    except (sqlite3.DatabaseError, UnicodeDecodeError):  # the latter of a schema that is no text, which SQLite quotes
         return  # nothing of it is a database any more
 
 
