@@ -15,11 +15,11 @@ import pytest
 from embcache import CachedEmbedder, config
 
 from tests.programs import ROOT
-from tests.upstream import Upstream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.upstream import Upstream
 
 README = (ROOT / "README.md").read_text()
 # A marker before a block says how it runs: `local` with the model in the process, else against a server.
@@ -29,24 +29,6 @@ COMMANDS = [line.partition("  #")[0].strip() for line in SHELL]
 # `vectors = …  # float32 ndarray (3, 1024)`
 PROMISED = re.compile(r"^ *(\w+) = .*# float32 ndarray \(([\d, ]+)\)", re.MULTILINE)
 ROW = re.compile(r"^\| `(\w+)` \| (?:`(\w+)`)? *\| (.*?) \|", re.MULTILINE)
-
-
-@pytest.fixture
-def server() -> Iterator[Upstream]:
-    with Upstream(dims=1024, require_key="sk-made-up") as upstream:
-        yield upstream
-
-
-@pytest.fixture
-def user(server: Upstream, tmp_path: Path) -> dict[str, str]:
-    """The environment of somebody who has set what the README says, and asks `server` instead of Novita."""
-    return {
-        **os.environ,
-        "EMBCACHE_BASE_URL": server.base_url,
-        "EMBCACHE_DIR": str(tmp_path / "cache"),
-        "NOVITA_API_KEY": "sk-made-up",
-        "PYTHONPATH": str(ROOT),
-    }
 
 
 def run(block: str, folder: Path, env: dict[str, str]) -> str:
@@ -89,11 +71,6 @@ def test_commands(tmp_path: Path, user: dict[str, str]) -> None:
     (tmp_path / "records.jsonl").write_text(json.dumps({"body": "three"}))
     for name in ("a.csv", "b.csv"):
         (tmp_path / name).write_text(f"text\nfour of {name}\n")
-    (tmp_path / "bin").mkdir()
-    command = tmp_path / "bin/embcache"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m embcache "$@"\n')
-    command.chmod(0o755)
-    user["PATH"] = f"{command.parent}:{user['PATH']}"
     ran = 0
     for line in COMMANDS:
         if line.startswith("./scripts/"):
