@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tests.upstream import Upstream
 
 README = (ROOT / "README.md").read_text()
+ARGUMENTS = (ROOT / "docs/arguments.md").read_text()
+PERFORMANCE = (ROOT / "docs/performance.md").read_text()
 # A marker before a block says how it runs: `local` with the model in the process, else against a server.
 PYTHON = re.findall(r"(?:<!-- test: (\w+) -->\n)?```python\n(.*?)```", README, re.DOTALL)
 SHELL = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).splitlines()
@@ -88,7 +90,7 @@ def test_commands(tmp_path: Path, user: dict[str, str]) -> None:
 def test_arguments() -> None:
     """The table names arguments and variables that there are, and their defaults where these are numbers."""
     parameters = inspect.signature(CachedEmbedder).parameters
-    rows = ROW.findall(README)
+    rows = ROW.findall(ARGUMENTS)
     assert len(rows) > 10
     for name, variable, default in rows:
         assert name in parameters
@@ -97,9 +99,27 @@ def test_arguments() -> None:
             assert parameters[name].default == float(default), name
 
 
+def test_every_argument_is_in_the_table() -> None:
+    """No argument is missing from the table."""
+    parameters = set(inspect.signature(CachedEmbedder).parameters)
+    assert parameters - {name for name, _, _ in ROW.findall(ARGUMENTS)} == set()
+
+
+def test_figures() -> None:
+    """Each figure of the comparison, and its date, are those of the page on performance."""
+    table = README.partition("## Beside what people use today")[2].partition("\n- ")[0]
+    figures = re.findall(r"\| ([\d.]+)(?= \|)", table)
+    assert len(figures) > 10
+    assert [figure for figure in figures if f"{figure} µs a text" not in PERFORMANCE] == []
+    date = re.search(r"on (\d+ \w+ \d{4})", table)
+    assert date is not None
+    assert date[1] in PERFORMANCE
+
+
 def test_links() -> None:
     """Every file that the README links to is there."""
-    links = re.findall(r"\]\((?!http)([^)#]+)", README)
+    links = re.findall(r"\]\((?!http)([^)#]+)|(?:src|srcset)=\"([^\"]+)", README)
+    links = [inline or loaded for inline, loaded in links]
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
 
