@@ -119,9 +119,9 @@ class BytesDisk(diskcache.Disk):
 class _Cache(diskcache.Cache):
     """A cache that, where it cannot be opened, leaves no connection open until the garbage is collected."""
 
-    def __init__(self, directory: str, **settings: object) -> None:
+    def __init__(self, directory: str, **settings: Any) -> None:  # noqa: ANN401 - diskcache's own
         try:
-            super().__init__(directory, **settings)
+            super().__init__(directory, **settings)  # pyright: ignore[reportUnknownMemberType] - diskcache has no types
         except BaseException:
             self.close()
             raise

@@ -165,7 +165,9 @@ def watching(folder: Path, logs: pytest.LogCaptureFixture, prints: pytest.Captur
             finally:
                 watch.close()
         printed = prints.readouterr()
-        watch.check_secrets("\n".join([logs.text, *map(repr, logs.records), printed.out, printed.err]))
+        # `logs.text` is of the phase that runs, which is the end of the test by now.
+        logged = [f"{logs.handler.format(record)} {record.args!r}" for record in logs.get_records("call")]
+        watch.check_secrets("\n".join([*logged, printed.out, printed.err]))
     strange = [str(one.message) for one in warned if one.category is not EmbcacheWarning]
     assert strange == []
     assert soon(lambda: set(threading.enumerate()) <= threads), threading.enumerate()
