@@ -6,7 +6,7 @@ everything is there; how a face waits for that is the face's own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
@@ -256,7 +256,8 @@ class Engine:
     def _receive(self, call: Call) -> None:
         """Place what has landed, or raise why it has not."""
         failed = {number: flight.error for number, flight in call.flights.items() if flight.error is not None}
-        if failed and not (call.mask and all(map(_is_of_inputs, failed.values()))):
+        refused = {number: error for number, error in failed.items() if _is_of_inputs(error)}
+        if failed and not (call.mask and len(refused) == len(failed)):
             raise _error_of(call, failed) from None
         landed: list[int] = []
         rows: list[bytes] = []
@@ -273,8 +274,8 @@ class Engine:
             if call.out is not None and self.settings.memory_size is not None:
                 names = [call.inputs.names[position] for position in positions]
                 self._memorise(names, call.out[positions], entries, replace=call.refresh)
-        for number, error in failed.items():
-            call.mask_out(number, str(error), self.keeper.dims or 0)
+        for number, error in refused.items():
+            call.mask_out(number, error, self.keeper.dims or 0)
 
     def _memorise(
         self, names: Sequence[Hashable], vectors: Vectors, entries: Sequence[Entry], *, replace: bool
@@ -324,6 +325,6 @@ def _error_of(call: Call, failed: Mapping[int, Exception]) -> Exception:
     return next(iter(named.values())).at(call.positions(list(named)), kept)
 
 
-def _is_of_inputs(error: Exception) -> bool:
+def _is_of_inputs(error: Exception) -> TypeGuard[InputRejected | ProviderError]:
     """Return whether an error concerns single inputs, the others of the request being sound."""
     return isinstance(error, InputRejected) or (isinstance(error, ProviderError) and error.of_inputs)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from embcache.codec import Entry
+    from embcache.errors import InputRejected, ProviderError
     from embcache.inputs import Inputs
     from embcache.report import Progress
     from embcache.types import Item, Vectors
@@ -106,7 +107,7 @@ class Call:
         """Begin a call that asks for ``inputs``."""
         self.refresh = refresh
         self.mask = mask
-        self.rejected: dict[int, str] = {}
+        self.rejected: dict[int, InputRejected | ProviderError] = {}
         self.inputs = inputs
         self.wake = wake
         self.size = len(inputs.items)
@@ -189,10 +190,10 @@ class Call:
         for position, row in zip(positions, rows, strict=True):
             room[position * width : (position + 1) * width] = row
 
-    def mask_out(self, number: int, reason: str, dims: int) -> None:
+    def mask_out(self, number: int, error: InputRejected | ProviderError, dims: int) -> None:
         """Give a refused input, wherever it occurs, a row of NaN, and keep why."""
         self.room(dims)[self.first[number]] = np.nan
-        self.rejected |= dict.fromkeys(self.positions([number]), reason)
+        self.rejected |= dict.fromkeys(self.positions([number]), error)
 
     def repeat(self) -> None:
         """Copy the vectors of inputs that occur again to where they occur again."""

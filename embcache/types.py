@@ -14,6 +14,8 @@ from embcache.show import html_table, printable, show_bytes, show_money, show_ra
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from embcache.errors import InputRejected, ProviderError
+
 Vectors = NDArray[np.float32]
 """An array of little-endian float32: ``(n, dims)`` for many inputs, ``(dims,)`` for one."""
 
@@ -109,7 +111,7 @@ class EmbedResult:
         duplicates: further occurrences of a miss in the same call.
         requests: requests this call started, refused and repeated ones included.
         model: the model as the provider named it when it computed the vectors; the one asked for where it named none.
-        rejected: with ``errors="mask"``, why each input has no vector but a row of NaN, by its position.
+        rejected: with ``errors="mask"``, the error of each input that has no vector but a row of NaN, by its position.
     """
 
     vectors: Vectors
@@ -119,7 +121,7 @@ class EmbedResult:
     duplicates: int
     requests: int
     model: str
-    rejected: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
+    rejected: Mapping[int, InputRejected | ProviderError] = field(default_factory=lambda: MappingProxyType({}))
 
     def _repr_html_(self) -> str:
         """Return what the call took as a small table for a notebook; of the vectors, only what they are."""

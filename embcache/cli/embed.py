@@ -1,5 +1,6 @@
 """``embcache embed``: the texts of files to vectors, in a file or in the cache."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -7,10 +8,19 @@ import typer
 from embcache.cli.common import BaseUrl, CacheDir, Code, ProviderChoice, many, say
 
 
+class OnRefusal(StrEnum):
+    """What becomes of texts that the provider refuses."""
+
+    RAISE = "raise"
+    MASK = "mask"
+
+
 def embed(  # noqa: PLR0913 - its options
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILE...", help=".txt (a text a line), .jsonl, .csv, or - for lines of standard input."),
+        typer.Argument(
+            metavar="FILE...", help=".txt (a text a line), .jsonl, .csv, .parquet, or - for lines of standard input."
+        ),
     ],
     *,
     out: Annotated[
@@ -19,12 +29,16 @@ def embed(  # noqa: PLR0913 - its options
             "--out",
             "-o",
             metavar="OUT",
-            help="Where to put the vectors, in the order of the texts: .npy (float32), .jsonl, or - for JSON Lines on "
-            "standard output. Default: only the cache is filled.",
+            help="Where to put the vectors, in the order of the texts: .npy (float32), .jsonl, .parquet (a column "
+            "'embedding' beside those of .parquet FILEs), or - for JSON Lines on standard output. Default: only the "
+            "cache is filled.",
         ),
     ] = None,
     field: Annotated[
-        str, typer.Option("--field", metavar="NAME", help="The field (.jsonl) or column (.csv) that holds the text.")
+        str,
+        typer.Option(
+            "--field", metavar="NAME", help="The field (.jsonl) or column (.csv, .parquet) that holds the text."
+        ),
     ] = "text",
     model: Annotated[
         str | None,
@@ -32,6 +46,14 @@ def embed(  # noqa: PLR0913 - its options
     ] = None,
     provider: ProviderChoice = None,
     base_url: BaseUrl = None,
+    errors: Annotated[
+        OnRefusal,
+        typer.Option(
+            "--errors",
+            help="What becomes of texts that the provider refuses as such: raise ends the command; mask leaves them "
+            "without a vector (NaN in .npy, null elsewhere), names some of their lines, and ends with 0.",
+        ),
+    ] = OnRefusal.RAISE,
     project: Annotated[
         str | None,
         typer.Option("--project", metavar="NAME", help="Whom to book what is paid and saved for, in the accounts."),
@@ -42,7 +64,7 @@ def embed(  # noqa: PLR0913 - its options
 
     Only those that are not in the cache are bought; the vectors of all go to OUT, or just into the cache. The API
     key is read from NOVITA_API_KEY. Files are UTF-8; blank lines are skipped, and counted at the end. Ctrl-C keeps what
-    was paid for: the same command again pays only for the rest.
+    was paid for: the same command again pays only for the rest. .parquet needs embcache[parquet].
     """
     from embcache import CachedEmbedder
     from embcache.cli.inputs import count, sources_of
@@ -60,13 +82,15 @@ def embed(  # noqa: PLR0913 - its options
         progress=False,
     )
     # Not `with embedder`: its end would wait for what is being bought even after a second Ctrl-C.
-    with opened(out) as output:
+    with opened(out, sources) as output:
         embedder.stats()  # a cache that cannot be read is told before anything is bought in vain
-        work = Work(embedder, count(sources))
-        work.embed(sources, output.write, only_to_cache=out is None)
+        work = Work(embedder, count(sources), mask=errors is OnRefusal.MASK)
+        work.embed(sources, output, only_to_cache=out is None)
         output.end()
     if blank := sum(source.blank for source in sources):
         say(f"{many(blank, 'blank line')} skipped")
+    if refused := work.refused():
+        say(refused, always=True)
     say(work.summary(), always=work.lost > 0)  # what was lost is a warning
     if out is None and work.lost:
         raise typer.Exit(Code.STORE)

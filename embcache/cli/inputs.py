@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
+    from embcache.cli.tables import Rows
+
 STDIN = "-"
-KINDS = (".txt", ".jsonl", ".csv")
+TABLE = ".parquet"
+KINDS = (".txt", ".jsonl", ".csv", TABLE)
 LONGEST_CELL = 2**31 - 1
 """Characters of a .csv cell; Python's own limit is lower than the length of some texts."""
 JSON_NAMES: Mapping[type[object], str] = {
@@ -35,6 +38,7 @@ class Source:
 
     Attributes:
         name: how messages call it.
+        is_table: whether it is a .parquet, whose rows have columns of a kind each.
         blank: blank lines skipped when it was last read.
     """
 
@@ -50,36 +54,59 @@ class Source:
         self._field = field
         self._kind = ".txt" if self.path is None else self.path.suffix.lower()
         if self._kind not in KINDS:
-            raise Fault(f"{self.name}: give .txt, .jsonl or .csv files, or - for standard input", Code.USAGE)
+            raise Fault(f"{self.name}: give .txt, .jsonl, .csv or .parquet files, or - for standard input", Code.USAGE)
+        self.is_table = self._kind == TABLE
         try:
             self._stat = None if self.path is None else self.path.stat()
         except OSError as error:
             raise self._unreadable(error) from error
+        if self.is_table:
+            from embcache.cli.tables import pyarrow
+
+            pyarrow(self.name)
+            if not self.can_be_read_twice:
+                raise Fault(f"{self.name}: give a .parquet file itself, no folder and no pipe", Code.USAGE)
 
     @property
     def can_be_read_twice(self) -> bool:
         """Whether it is a file at rest, and no pipe."""
         return self._stat is not None and stat.S_ISREG(self._stat.st_mode)
 
-    def texts(self) -> Iterator[tuple[int, str]]:
-        """Yield the number of the line and the text on it, for every text.
+    def texts(self, rows: Rows | None = None) -> Iterator[tuple[int, str]]:
+        """Yield the number of the line, or of the row, and the text on it, for every text.
+
+        Args:
+            rows: is given what is read of a table with all its columns, for whoever is to write them.
 
         Raises:
             Fault: the file cannot be read, or a line holds no text that can be embedded.
         """
         self.blank = 0
         try:
-            with self._open() as file:
-                read = {".txt": self._of_txt, ".jsonl": self._of_jsonl, ".csv": self._of_csv}[self._kind]
-                yield from read(self._lines(file))
+            with self.opened() as file:
+                if self.is_table:
+                    yield from self._of_table(file, rows)
+                else:
+                    read = {".txt": self._of_txt, ".jsonl": self._of_jsonl, ".csv": self._of_csv}[self._kind]
+                    yield from read(self._lines(file))
         except OSError as error:
             raise self._unreadable(error) from error
 
     def fault(self, line: int, message: str) -> Fault:
-        """Return what is wrong with a line."""
-        return Fault(f"{self.name} line {line}: {message}")
+        """Return what is wrong with a line or row."""
+        return Fault(f"{self.at(line)}: {message}")
 
-    def _open(self) -> AbstractContextManager[BinaryIO]:
+    def at(self, line: int) -> str:
+        """Return how messages call a line or row."""
+        return f"{self.name} {'row' if self.is_table else 'line'} {line}"
+
+    def opened(self) -> AbstractContextManager[BinaryIO]:
+        """Open the file.
+
+        Raises:
+            Fault: standard input is closed.
+            OSError: it cannot be opened.
+        """
         if self.path is not None:
             return self.path.open("rb")
         if not sys.stdin:  # None where it is closed, whatever its type says
@@ -141,6 +168,14 @@ class Source:
                     yield rows.line_num, self._checked(rows.line_num, row[column])
         except csv.Error as error:
             raise self.fault(rows.line_num, f"not CSV: {error}") from None
+
+    def _of_table(self, file: BinaryIO, rows: Rows | None) -> Iterator[tuple[int, str]]:
+        from embcache.cli.tables import read_cells
+
+        for number, cell in enumerate(read_cells(file, self.name, self._field, rows), 1):
+            if isinstance(cell, bytes):
+                raise self.fault(number, "not UTF-8")
+            yield number, self._checked(number, cell)
 
     def _checked(self, number: int, value: object) -> str:
         if not isinstance(value, str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -12,12 +12,15 @@ import numpy as np
 from numpy.lib import format as npy
 
 from embcache.cli.common import Code, Fault, write_out
+from embcache.cli.inputs import TABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from embcache.cli.inputs import Source
-    from embcache.types import Vectors
+    from embcache.cli.tables import Rows
+    from embcache.errors import InputRejected, ProviderError
+    from embcache.types import EmbedResult
 
 STDOUT = "-"
 FLOAT32 = "<f4"
@@ -28,7 +31,12 @@ LINES = 64
 class Output(Protocol):
     """Takes vectors, in order."""
 
-    def write(self, vectors: Vectors) -> None:
+    @property
+    def rows(self) -> Rows | None:
+        """What is given the rows of the tables that texts come from; None where only vectors are written."""
+        ...
+
+    def write(self, result: EmbedResult) -> None:
         """Put the next rows."""
         ...
 
@@ -40,7 +48,9 @@ class Output(Protocol):
 class Nowhere:
     """Keeps nothing: the cache does."""
 
-    def write(self, vectors: Vectors) -> None:
+    rows = None
+
+    def write(self, result: EmbedResult) -> None:
         """Do nothing."""
 
     def end(self) -> None:
@@ -48,7 +58,9 @@ class Nowhere:
 
 
 class Npy:
-    """NumPy's own format: float32, shape (n, dims)."""
+    """NumPy's own format: float32, shape (n, dims); NaN where a text was refused."""
+
+    rows = None
 
     def __init__(self, file: BinaryIO) -> None:
         """Write to ``file``, which can seek."""
@@ -56,10 +68,20 @@ class Npy:
         self._shape = (0, 0)
         self._head()
 
-    def write(self, vectors: Vectors) -> None:
+    def write(self, result: EmbedResult) -> None:
         """Put the next rows."""
-        self._shape = (self._shape[0] + len(vectors), vectors.shape[1])
-        self._file.write(np.ascontiguousarray(vectors, dtype=FLOAT32).data)
+        (before, known), (count, told) = self._shape, result.vectors.shape
+        self._shape = before + count, known or told
+        if told:
+            if not known:
+                self._put_nan(before)
+            self._file.write(np.ascontiguousarray(result.vectors, dtype=FLOAT32).data)
+        else:
+            self._put_nan(count)
+
+    def _put_nan(self, count: int) -> None:
+        """Put rows of texts that were all refused: nothing as long as nobody has told how long a vector is."""
+        self._file.write(np.full((count, self._shape[1]), np.nan, dtype=FLOAT32).data)
 
     def end(self) -> None:
         """Tell the shape, for which the header has room."""
@@ -73,26 +95,38 @@ class Npy:
 
 
 class JsonLines:
-    """One object a line: ``{"index": 0, "embedding": [...]}``; reading the numbers gives the same float32 again."""
+    """One object a line: ``{"index": 0, "embedding": [...]}``; reading the numbers gives the same float32 again.
+
+    Of a text that was refused: ``{"index": 1, "embedding": null, "error": {"status": 400, "code": "..."}}``.
+    """
+
+    rows = None
 
     def __init__(self, put: Callable[[bytes], object]) -> None:
         """Hand the lines to ``put``."""
         self._put = put
-        self._rows = 0
+        self._count = 0
 
-    def write(self, vectors: Vectors) -> None:
+    def write(self, result: EmbedResult) -> None:
         """Put the next rows."""
-        for start in range(0, len(vectors), LINES):
-            rows = enumerate(vectors[start : start + LINES], self._rows)
-            lines = [json.dumps({"index": index, "embedding": row.tolist()}) + "\n" for index, row in rows]
+        for start in range(0, len(result.vectors), LINES):
+            vectors = result.vectors[start : start + LINES].tolist()
+            told = [_told(vector, result.rejected.get(place)) for place, vector in enumerate(vectors, start)]
+            lines = [json.dumps({"index": index, **one}) + "\n" for index, one in enumerate(told, self._count)]
             self._put("".join(lines).encode())
-            self._rows += len(lines)
+            self._count += len(lines)
 
     def end(self) -> None:
         """Do nothing: every line stands alone."""
 
 
-def check_target(out: str | None, sources: Iterable[Source]) -> None:
+def _told(vector: list[float], error: InputRejected | ProviderError | None) -> Mapping[str, object]:
+    if error is None:
+        return {"embedding": vector}
+    return {"embedding": None, "error": {"status": error.status, "code": error.code}}
+
+
+def check_target(out: str | None, sources: Sequence[Source]) -> None:
     """See to it that ``out`` can be written, before anything is paid for.
 
     Raises:
@@ -101,10 +135,9 @@ def check_target(out: str | None, sources: Iterable[Source]) -> None:
     if out is None or out == STDOUT:
         return
     path = Path(out)
-    if path.suffix.lower() not in (".npy", ".jsonl"):
-        raise Fault(
-            f"{out}: give a file that ends in .npy or .jsonl, or - for JSON Lines on standard output", Code.USAGE
-        )
+    if path.suffix.lower() not in (".npy", ".jsonl", TABLE):
+        reason = "give a file that ends in .npy, .jsonl or .parquet, or - for JSON Lines on standard output"
+        raise Fault(f"{out}: {reason}", Code.USAGE)
     if path.is_dir():
         raise Fault(f"{out}: is a folder", Code.USAGE)
     if not path.resolve().parent.is_dir():
@@ -113,11 +146,23 @@ def check_target(out: str | None, sources: Iterable[Source]) -> None:
         raise Fault(f"{out}: its folder cannot be written", Code.USAGE)
     if path.exists() and any(source.path is not None and path.samefile(source.path) for source in sources):
         raise Fault(f"{out}: is one of the inputs", Code.USAGE)
+    if path.suffix.lower() == TABLE:
+        from embcache.cli.tables import check_columns
+
+        check_columns(out, sources)
 
 
 @contextmanager
-def opened(out: str | None) -> Generator[Output]:
-    """Give the output for ``out``; the file of that name appears, or is replaced, when the block ends well."""
+def opened(out: str | None, sources: Sequence[Source]) -> Generator[Output]:
+    """Give the output for ``out``; the file of that name appears, or is replaced, when the block ends well.
+
+    Args:
+        out: as it was given, and checked.
+        sources: where the texts come from.
+
+    Raises:
+        Fault: it cannot be written.
+    """
     if out is None:
         yield Nowhere()
         return
@@ -125,7 +170,14 @@ def opened(out: str | None) -> Generator[Output]:
         yield JsonLines(write_out)
         return
     with replacing(out) as file:
-        yield Npy(file) if Path(out).suffix.lower() == ".npy" else JsonLines(file.write)
+        kind = Path(out).suffix.lower()
+        if kind == TABLE:
+            from embcache.cli.tables import Table
+
+            with closing(Table(file, out, sources)) as table:
+                yield table
+        else:
+            yield Npy(file) if kind == ".npy" else JsonLines(file.write)
 
 
 @contextmanager

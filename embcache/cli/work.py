@@ -12,11 +12,12 @@ from embcache.report import begin_progress
 from embcache.show import show_money
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from embcache import CachedEmbedder
     from embcache.cli.inputs import Source
-    from embcache.types import CacheStats, Vectors
+    from embcache.cli.outputs import Output
+    from embcache.types import CacheStats
 
     Texts = Sequence[tuple[Source, int, str]]
 
@@ -29,11 +30,17 @@ SECONDS_BETWEEN_LOOKS = 0.2
 class Work:
     """The texts on their way: how far they came, and what to say when they stop early."""
 
-    def __init__(self, embedder: CachedEmbedder, total: int | None) -> None:
-        """Work with ``embedder`` on ``total`` texts; None where it is not known how many there are."""
+    def __init__(self, embedder: CachedEmbedder, total: int | None, *, mask: bool) -> None:
+        """Work with ``embedder`` on ``total`` texts; None where it is not known how many there are.
+
+        With ``mask``, texts that the provider refuses have no vector; without, they are an error.
+        """
         self._embedder = embedder
         self._total = total
+        self._mask = mask
         self._done = 0
+        self._refused = 0
+        self._refused_lines: list[str] = []
 
     @property
     def lost(self) -> int:
@@ -41,20 +48,23 @@ class Work:
         session = self._embedder.session
         return session.store_errors + session.store_busy
 
-    def embed(self, sources: Iterable[Source], put: Callable[[Vectors], None], *, only_to_cache: bool) -> None:
-        """Embed the texts of ``sources``, ``put`` the vectors, in order, and close the embedder.
+    def embed(self, sources: Iterable[Source], output: Output, *, only_to_cache: bool) -> None:
+        """Embed the texts of ``sources``, write the vectors, in order, and close the embedder.
 
         Raises:
             Fault: it went wrong; says how far it came.
             Stopped: a signal asked to end; what was being bought is in the cache.
         """
-        texts = ((source, line, text) for source in sources for line, text in source.texts())
+        lines = ((source, line, text) for source in sources for line, text in source.texts(output.rows))
         chunk: Texts = []
-        put(self._embedder.embed([]))  # no rows, but where their length is known, that
+        output.write(self._embedder.embed_result([]))  # no rows, but where their length is known, that
         with _Bar(self._embedder, self._total) as bar:
             try:
-                while chunk := list(islice(texts, CHUNK)):
-                    put(self._embedder.embed([text for _, _, text in chunk]))
+                while chunk := list(islice(lines, CHUNK)):
+                    texts = [text for _, _, text in chunk]
+                    result = self._embedder.embed_result(texts, errors="mask" if self._mask else "raise")
+                    output.write(result)
+                    self._note(chunk, result.rejected)
                     self._done += len(chunk)
                     bar.show(self._done)
                     if only_to_cache:
@@ -83,6 +93,21 @@ class Work:
             f"{session.saved_tokens:,} saved ({show_money(session.saved_cost)})"
             + (f"; {many(self.lost, 'vector')} could not be read from the cache or kept in it" if self.lost else "")
         )
+
+    def refused(self) -> str | None:
+        """Return which texts the provider refused, as one line; None if there are none."""
+        if not self._refused:
+            return None
+        more = self._refused - len(self._refused_lines)
+        named = ", ".join(self._refused_lines) + (f" and {more:,} more" if more else "")
+        return f"warning: {many(self._refused, 'text')} refused by the provider, without a vector: {named}"
+
+    def _note(self, chunk: Texts, rejected: Mapping[int, InputRejected | ProviderError]) -> None:
+        self._refused += len(rejected)
+        for index in sorted(rejected)[: SHOWN_LINES - len(self._refused_lines)]:
+            source, line, _ = chunk[index]
+            facts = [str(fact) for fact in (rejected[index].status, rejected[index].code) if fact is not None]
+            self._refused_lines.append(f"{source.at(line)} ({' '.join(facts) or 'no vector of use'})")
 
     def _check_kept(self) -> None:
         # A cache that was busy may take the next ones; one that took none so far will not.
@@ -171,6 +196,6 @@ def _reason(error: Exception, chunk: Texts) -> str:
     reason = error.reason + (f" (request id {error.request_id})" if error.request_id else "")
     if not error.indexes:
         return reason
-    lines = [f"{chunk[index][0].name} line {chunk[index][1]}" for index in error.indexes[:SHOWN_LINES]]
+    lines = [chunk[index][0].at(chunk[index][1]) for index in error.indexes[:SHOWN_LINES]]
     more = len(error.indexes) - len(lines)
     return f"{', '.join(lines)}{f' and {more:,} more' if more else ''}: {reason}"

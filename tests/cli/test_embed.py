@@ -383,10 +383,10 @@ USAGE = {
     "no file": (["embed"], "Missing argument"),
     "file not there": (["embed", "none.txt"], "none.txt: No such file"),
     "a folder": (["embed", "folder.txt"], "folder.txt: Is a directory"),
-    "unknown kind": (["embed", "in.parquet"], "in.parquet: give .txt, .jsonl or .csv files"),
+    "unknown kind": (["embed", "in.pdf"], "in.pdf: give .txt, .jsonl, .csv or .parquet files"),
     "standard input twice": (["embed", "-", "-"], "standard input can be read once only"),
     "no such column": (["embed", "in.csv", "--field", "nope"], "in.csv: has no column 'nope'"),
-    "unknown output": (["embed", "in.txt", "-o", "out.txt"], "out.txt: give a file that ends in .npy or .jsonl"),
+    "unknown output": (["embed", "in.txt", "-o", "out.txt"], "out.txt: give a file that ends in .npy, .jsonl or"),
     "output without folder": (["embed", "in.txt", "-o", "no/out.npy"], "no/out.npy: its folder is not there"),
     "output is a folder": (["embed", "in.txt", "-o", "folder.npy"], "folder.npy: is a folder"),
     "output is an input": (["embed", "in.jsonl", "-o", "./in.jsonl"], "./in.jsonl: is one of the inputs"),
@@ -406,7 +406,7 @@ def test_wrong_usage(folder: Path, server: Upstream, mistake: str) -> None:
     for name in ("folder.txt", "folder.npy"):
         (folder / name).mkdir()
     write(folder / "in.txt", passages(1))
-    write(folder / "in.parquet", passages(1))
+    write(folder / "in.pdf", passages(1))
     (folder / "in.jsonl").write_text('{"text": "CANARY"}\n')
     (folder / "in.csv").write_text("text\nCANARY\n")
     before = sorted((path.name, path.stat().st_size) for path in folder.iterdir())
