@@ -95,19 +95,18 @@ class Work:
         )
 
     def refused(self) -> str | None:
-        """Return which texts the provider refused, as one line; None if there are none."""
+        """Return which texts have no vector, and why, as one line; None if there are none."""
         if not self._refused:
             return None
         more = self._refused - len(self._refused_lines)
         named = ", ".join(self._refused_lines) + (f" and {more:,} more" if more else "")
-        return f"warning: {many(self._refused, 'text')} refused by the provider, without a vector: {named}"
+        return f"warning: no vector for {many(self._refused, 'text')}: {named}"
 
     def _note(self, chunk: Texts, rejected: Mapping[int, InputRejected | ProviderError]) -> None:
         self._refused += len(rejected)
         for index in sorted(rejected)[: SHOWN_LINES - len(self._refused_lines)]:
             source, line, _ = chunk[index]
-            facts = [str(fact) for fact in (rejected[index].status, rejected[index].code) if fact is not None]
-            self._refused_lines.append(f"{source.at(line)} ({' '.join(facts) or 'no vector of use'})")
+            self._refused_lines.append(f"{source.at(line)} ({_why(rejected[index])})")
 
     def _check_kept(self) -> None:
         # A cache that was busy may take the next ones; one that took none so far will not.
@@ -187,6 +186,12 @@ class _Bar:
 def _billed(session: CacheStats) -> str:
     unknown = f" and {many(session.unknown_requests, 'request')} of unknown cost" if session.unknown_requests else ""
     return f"{many(session.billed_tokens, 'token')} billed ({show_money(session.cost)}){unknown}"
+
+
+def _why(error: InputRejected | ProviderError) -> str:
+    if not isinstance(error, InputRejected):
+        return "what came was none"
+    return " ".join(["refused", *(str(fact) for fact in (error.status, error.code) if fact is not None)])
 
 
 def _reason(error: Exception, chunk: Texts) -> str:
