@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embcache import CacheStats, EmbedResult, Usage
+from embcache.errors import InputRejected
 from embcache.show import html_table, printable, show_bytes, show_money, show_rate
 from embcache.types import as_rows, part_table
 
@@ -27,7 +28,14 @@ def told(table: str) -> dict[str, str]:
 
 
 RESULT = EmbedResult(
-    np.full((3, 4), 0.123456, dtype=np.float32), Usage(10, 12, 7, 1), 1, 2, 0, 1, "a<b", rejected={1: "a secret word"}
+    np.full((3, 4), 0.123456, dtype=np.float32),
+    Usage(10, 12, 7, 1),
+    1,
+    2,
+    0,
+    1,
+    "a<b",
+    rejected={1: InputRejected("a secret word")},
 )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from tests.cli.commands import MARK, asking, embcache, passages
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tests.cli.commands import Run
 
+pa: Any = importlib.import_module("pyarrow")  # has no types
+pq: Any = importlib.import_module("pyarrow.parquet")
 CHUNK = 8192
 """Texts that the command works on at a time."""
 CODE = "INVALID_REQUEST_BODY"
@@ -163,8 +165,6 @@ def test_vectors_of_no_use(folder: Path, server: Upstream) -> None:
 
 def test_other_columns_stay(folder: Path, server: Upstream) -> None:
     """In a table, the row of a refused text keeps its other columns."""
-    import pyarrow as pa
-
     pq.write_table(pa.table({"text": passages(3), "n": [1, 2, 3]}), folder / "in.parquet")
     server.poison = {passages(3)[1]}
     run = masked(folder, "in.parquet", "-o", "out.parquet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import importlib
 import itertools
 import json
 import os
@@ -13,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from tests.cli.commands import MARK, PLENTY, asking, embcache, passages, started
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 
     from tests.cli.commands import Run
 
+pa: Any = importlib.import_module("pyarrow")  # has no types
+pq: Any = importlib.import_module("pyarrow.parquet")
 CHUNK = 8192
 """Texts that the command works on at a time."""
 DIMS = 8

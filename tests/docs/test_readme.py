@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os
 import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -71,6 +72,9 @@ def test_commands(tmp_path: Path, user: dict[str, str]) -> None:
     """Every script named is there to be run; every `embcache` line runs as it stands."""
     (tmp_path / "texts.txt").write_text("one\ntwo\n")
     (tmp_path / "records.jsonl").write_text(json.dumps({"body": "three"}))
+    pa: Any = importlib.import_module("pyarrow")  # has no types
+    pq: Any = importlib.import_module("pyarrow.parquet")
+    pq.write_table(pa.table({"text": ["five"]}), tmp_path / "rows.parquet")
     for name in ("a.csv", "b.csv"):
         (tmp_path / name).write_text(f"text\nfour of {name}\n")
     ran = 0
@@ -84,7 +88,7 @@ def test_commands(tmp_path: Path, user: dict[str, str]) -> None:
             )
             assert done.returncode == 0, (line, done.stderr)
     assert ran >= 4
-    assert {"vectors.npy", "out.jsonl"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"vectors.npy", "out.jsonl", "out.parquet"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_arguments() -> None:
