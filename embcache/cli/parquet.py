@@ -1,4 +1,4 @@
-"""Entries as a table of Parquet, a row group at a time. The only file that knows pyarrow."""
+"""Entries as a table of Parquet, a row group at a time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embcache.cli.common import Fault
+from embcache.cli.tables import pyarrow
 from embcache.codec import FLOAT32, vector_of
 from embcache.stores.pack import replacing
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 ROWS = 4096
 """Rows of a group: what is held in memory at a time."""
-MISSING = 'writing .parquet needs pyarrow: pip install "embcache[parquet]"'
 
 
 def write_parquet(path: Path, entries: Iterable[Exported]) -> int:
@@ -32,7 +32,7 @@ def write_parquet(path: Path, entries: Iterable[Exported]) -> int:
         Fault: pyarrow is not there, or the vectors are of several lengths.
         OSError: it cannot be written.
     """
-    pa, pq = _pyarrow()
+    pa, pq = pyarrow(str(path))
     rest = iter(entries)
     first = list(islice(rest, 1))
     dims = first[0].entry.dims if first else 0
@@ -64,16 +64,6 @@ def write_parquet(path: Path, entries: Iterable[Exported]) -> int:
             writer.write_table(pa.Table.from_arrays(made, schema=schema))
             count += len(rows)
     return count
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    """Return pyarrow, which has no types, and its room for Parquet."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise Fault(MISSING) from None
-    return pa, pq
 
 
 def _vectors(rows: Sequence[Exported]) -> np.ndarray[Any, np.dtype[np.float32]]:

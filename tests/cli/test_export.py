@@ -308,7 +308,7 @@ def test_without_pyarrow(tmp_path: Path) -> None:
     """
     told = python(code, tmp_path, "a.parquet", within=["sh", "-c", 'exec "$@" 2>&1', "sh"])
     assert output(told).splitlines() == [
-        'embcache: writing .parquet needs pyarrow: pip install "embcache[parquet]"',
-        "1",
+        'embcache: a.parquet: .parquet needs pyarrow: pip install "embcache[parquet]"',
+        "2",
     ]
     assert output(python(code, tmp_path, "a.pack", within=["sh", "-c", 'exec "$@" 2>&1', "sh"])).endswith("0")
