@@ -6,6 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from embcache.forks import tell_after_fork, wait_before_fork
 from embcache.usage import DAY_SECONDS, account_of
 
 if TYPE_CHECKING:
@@ -33,6 +34,22 @@ class Ledger:
         self._pending_since: float | None = None
         self._today = (-1, b"")
         self._hits = self._saved = self._exact = 0
+        tell_after_fork(self)
+        wait_before_fork(self)
+
+    def locks(self) -> list[threading.Lock]:
+        """Return what is locked by whoever counts."""
+        return [self._lock]
+
+    def connections(self) -> list[object]:
+        """Return what a child of a fork must neither use nor close: none."""
+        return []
+
+    def after_fork(self) -> None:
+        """Leave to the parent what the store has not been told yet."""
+        with self._lock:
+            self._fold()
+            self._pending, self._pending_since = {}, None
 
     def add(self, counts: Mapping[str, int]) -> bool:
         """Count, for the session and for the store to be told; return whether it had nothing to be told before."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embcache.codec import FLOAT32
+from embcache.forks import wait_before_fork
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -49,6 +50,11 @@ class Memory:
         self._held: deque[tuple[Hashable, int, int]] = deque()
         self._used = 0
         self._lock = threading.Lock()
+        wait_before_fork(self)
+
+    def locks(self) -> list[threading.Lock]:
+        """Return what is locked by whoever reads or changes it."""
+        return [self._lock]
 
     def find(self, names: Sequence[Hashable]) -> tuple[list[int] | None, Vectors, list[Entry]]:
         """Return the vectors of those ``names`` that are held.

@@ -21,7 +21,7 @@ import diskcache
 
 from embcache.codec import open_note
 from embcache.errors import StoreBusy, StoreError
-from embcache.forks import tell_after_fork
+from embcache.forks import tell_after_fork, wait_before_fork
 from embcache.stores.base import PinConflict, Totals
 from embcache.stores.folder import (
     DAMAGE,
@@ -167,6 +167,7 @@ class DiskStore:
         self._reader = Reader(self.directory)
         self._begin()
         tell_after_fork(self)
+        wait_before_fork(self)
 
     def _begin(self) -> None:
         self._writer = Writer("embcache-writer", _teller(weakref.ref(self)))
@@ -182,6 +183,10 @@ class DiskStore:
     def connections(self) -> list[object]:
         """Return what a child of a fork must neither use nor close."""
         return [self._cache, self._cache and self._raw, *self._reader.connections()]
+
+    def locks(self) -> list[threading.Lock]:
+        """Return what is locked by whoever is in the middle of reading or writing."""
+        return [self._writer.busy, *self._reader.locks()]
 
     def after_fork(self) -> None:
         """Begin anew in a child; connections and thread are the parent's."""
@@ -406,12 +411,16 @@ class DiskStore:
                     "name a local folder as cache_dir, or say allow_network_fs=True"
                 )
             path = prepare(self.directory)
-            seen = identity_of(path)
+            self._file = identity_of(path)
             self._examine(path, patience)
             self._cache = _Cache(_Verbatim(self.directory), disk=BytesDisk, **SETTINGS)
-            self._file = seen
             self._raw = self._connection()
-            for setting in ("trusted_schema = OFF", "secure_delete = ON", f"journal_size_limit = {LOG_LIMIT}"):
+            for setting in (
+                "trusted_schema = OFF",
+                "secure_delete = ON",
+                "temp_store = MEMORY",  # or each write keeps a copy of its pages in a file outside the folder
+                f"journal_size_limit = {LOG_LIMIT}",
+            ):
                 self._connection().execute(f"PRAGMA {setting}").fetchall()
             if self.size_limit is not None:
                 self._connection().execute(f"PRAGMA wal_autocheckpoint = {PAGES_OF_LOG}").fetchall()
@@ -462,9 +471,9 @@ class DiskStore:
 
     def _replace(self) -> None:
         """Set the damaged file aside; the next write begins a new one."""
-        seen = self._file if self._cache is not None else identity_of(database_of(self.directory))
         self._let_go()
-        if set_aside(self.directory, seen):
+        self._patience = LOCK_PATIENCE  # it was damage and no lock, and others may be making a new one
+        if set_aside(self.directory, self._file):  # the one that was looked at: there may be a new one already
             self._happened("quarantined")
 
     def _let_go(self) -> None:

@@ -115,11 +115,16 @@ class Reader:
     def _begin(self) -> None:
         self._local = threading.local()
         self._lock = threading.Lock()
+        self._opening = threading.Lock()
         self._held: weakref.WeakSet[_Held] = weakref.WeakSet()
 
     def connections(self) -> list[object]:
         """Return what a child of a fork must neither use nor close."""
         return list(self._held)
+
+    def locks(self) -> list[threading.Lock]:
+        """Return what is locked by whoever reads."""
+        return [self._opening, *(held.lock for held in list(self._held))]
 
     def after_fork(self) -> None:
         """Begin anew in a child."""
@@ -221,14 +226,15 @@ class Reader:
     def _connect(self) -> sqlite3.Connection | None:
         """Return a new connection, None where the file holds no table yet."""
         check(self._directory)
-        connection = open_read_only(self._path)
-        try:
-            if look_over(connection):
-                connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}").fetchall()
-                connection.execute("PRAGMA mmap_size = 0").fetchall()
-                return connection
-        except BaseException:
+        with self._opening:
+            connection = open_read_only(self._path)
+            try:
+                if look_over(connection):
+                    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}").fetchall()
+                    connection.execute("PRAGMA mmap_size = 0").fetchall()
+                    return connection
+            except BaseException:
+                connection.close()
+                raise
             connection.close()
-            raise
-        connection.close()
-        return None
+            return None

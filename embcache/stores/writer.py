@@ -46,6 +46,8 @@ class Writer:
         self._current: _Errand | None = None
         self._overdue: _Errand | None = None
         self._done = 0
+        self.busy = threading.Lock()
+        """Held while an action runs."""
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._start()
@@ -103,7 +105,10 @@ class Writer:
             if errand.start():
                 self._current = errand
                 try:
-                    errand.outcome.put((errand.action(), None))
+                    with self.busy:
+                        result = errand.action()
+                    errand.outcome.put((result, None))
+                    del result
                 except BaseException as error:  # noqa: BLE001 - it is raised again where the action was asked for
                     errand.outcome.put((None, error))
                     if self._overdue is errand:
