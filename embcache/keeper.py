@@ -189,12 +189,15 @@ class Keeper:
         try:
             failure = self._put(records, usage, pin=pin, release=release)
         except PinConflict:
-            # Another process bought the first vectors of this space meanwhile, and they have another length.
+            # 1. Another process bought the first vectors of this space meanwhile, and they have another length. 2. What
+            # is pinned does not prove itself, being damaged or of another version: then it is no pin, and is replaced.
             self._learned, self._dims = False, None
-            for flight, _, _ in sound:
-                reason = f"the provider's vector has {dims} dimensions instead of {self.dims}; it was not stored"
-                flight.row, flight.entry, flight.error = None, None, BadReply(reason, status=200, of_inputs=True)
-            return self._put({}, usage, release=release)
+            if pin is None or self.dims is not None or not self._learned:
+                for flight, _, _ in sound:
+                    reason = f"the provider's vector has {dims} dimensions instead of {self.dims}; it was not stored"
+                    flight.row, flight.entry, flight.error = None, None, BadReply(reason, status=200, of_inputs=True)
+                return self._put({}, usage, release=release)
+            failure = self._put(records, usage, notes=dict([pin]), release=release)
         if records:
             self._dims = dims
         if records and failure is None:
