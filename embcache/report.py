@@ -7,7 +7,7 @@ import warnings
 from dataclasses import fields
 from datetime import timedelta
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from embcache.keys import decode_space
 from embcache.types import HELD, OF_MODELS, OF_SPENDING, CacheStats, as_rows, part_table
@@ -42,12 +42,17 @@ class Progress(Protocol):
         ...
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether people see what is written to ``stream``, which is None where the process was started without."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
 def begin_progress(total: int | None, *, wanted: bool | None) -> Progress | None:
     """Return a bar for ``total`` inputs: always, never, or (None) where somebody looks, for what takes long.
 
     Somebody looks at a terminal, and at a notebook. A ``total`` of None shows how many are done, but not of how many.
     """
-    if wanted is False or (wanted is None and not sys.stderr.isatty() and not in_notebook()):
+    if wanted is False or (wanted is None and not is_terminal(sys.stderr) and not in_notebook()):
         return None
     if "tqdm.auto" not in sys.modules:
         from tqdm import TqdmWarning

@@ -171,6 +171,8 @@ def write_out(data: bytes) -> None:
     Raises:
         Fault: it cannot be written.
     """
+    if not sys.stdout:  # None where it is closed, whatever its type says
+        raise Fault("standard output: closed")
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()

@@ -36,6 +36,7 @@ def doctor(
     warnings do not count.
     """
     from embcache.cli.checkup import exit_code, judge, worst
+    from embcache.report import is_terminal
 
     facts = _gather(cache_dir, None if provider is None else provider.value, base_url)
     findings = judge(facts)
@@ -44,7 +45,7 @@ def doctor(
             {"check": one.check, "level": one.level, "message": one.message, "advice": one.advice} for one in findings
         ]
         write_json({"level": worst(findings), "findings": told})
-    elif sys.stdout.isatty():
+    elif is_terminal(sys.stdout):
         _show_table(findings)
     else:
         write_out("".join(line + "\n" for line in _lines(findings)).encode())

@@ -75,13 +75,13 @@ def _write_page(name: str, figures: "CacheStats", wanted: "Wanted", today: date)
 def _show(figures: "CacheStats", wanted: "Wanted", today: date, cache_dir: Path | None) -> None:
     """Print figures for people: in colour and with a chart on a terminal, as plain aligned lines elsewhere."""
     from embcache.config import cache_folder
-    from embcache.report import aligned, day_table, last_days, part_tables, total_rows
+    from embcache.report import aligned, day_table, is_terminal, last_days, part_tables, total_rows
 
     # A folder's name need not be text: what cannot be spelled is shown with escapes.
     folder = str(cache_folder(cache_dir)).encode(errors="backslashreplace").decode()
     rows = [("cache", folder), *total_rows(figures, wanted)]
     tables, days = part_tables(figures, wanted), last_days(figures, today)
-    if sys.stdout.isatty() and sys.stdout.encoding.lower().startswith("utf"):
+    if is_terminal(sys.stdout) and sys.stdout.encoding.lower().startswith("utf"):
         from embcache.cli.terminal import make_console, show
 
         show(make_console(), rows, tables, days)
