@@ -182,7 +182,7 @@ def test_what_takes_longer_than_the_end(bench: Bench) -> None:
     assert len(bench.server.requests) == 1
 
 
-def test_a_process_that_never_closes(bench: Bench) -> None:
+def test_c03_a_process_that_never_closes(bench: Bench) -> None:
     """What was counted is written at the interpreter's exit."""
     bench.run(f"call({TEXTS!r}); call({TEXTS!r})")
     with bench.open() as embedder:
@@ -197,7 +197,7 @@ print("ending", flush=True)
 """
 
 
-def test_exit_waits_a_little(bench: Bench) -> None:
+def test_c03_exit_waits_a_little(bench: Bench) -> None:
     """What is being bought when the interpreter ends is waited for, and stored."""
     gate = threading.Event()
     bench.server.play(hold(gate))
@@ -214,7 +214,7 @@ def test_exit_waits_a_little(bench: Bench) -> None:
     assert len(bench.server.requests) == 1
 
 
-def test_exit_does_not_wait_for_long(bench: Bench) -> None:
+def test_c03_exit_does_not_wait_for_long(bench: Bench) -> None:
     """A server that does not answer keeps no process from ending."""
     bench.server.play(hold(threading.Event()))
     with bench.start(ENDING) as child:

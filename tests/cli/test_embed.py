@@ -309,7 +309,7 @@ def test_disk_full(folder: Path, server: Upstream) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_standard_output_full(folder: Path) -> None:
+def test_c02_standard_output_full(folder: Path) -> None:
     """A standard output that cannot be written is one line and exit code 1."""
     write(folder / "in.txt", passages(2))
     with Path("/dev/full").open("wb") as full, started(folder, "embed", "in.txt", "-o", "-", stdout=full) as run:
@@ -319,7 +319,7 @@ def test_standard_output_full(folder: Path) -> None:
     assert ended.err.startswith("embcache: standard output: No space left on device; 0 of 2 texts done, 2 new vectors")
 
 
-def test_standard_output_closed(folder: Path, server: Upstream) -> None:
+def test_c02_a_reader_that_leaves(folder: Path, server: Upstream) -> None:
     """A reader that leaves, as `head` does, ends the command without a word; what was paid for is kept."""
     texts = passages(2000)
     write(folder / "in.txt", texts)
@@ -548,7 +548,7 @@ def test_cache_is_locked_meanwhile(folder: Path, server: Upstream) -> None:
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-def test_stopped(folder: Path, server: Upstream, number: int, code: int, word: str) -> None:
+def test_c01_stopped(folder: Path, server: Upstream, number: int, code: int, word: str) -> None:
     """A run that is stopped keeps all that was paid for and says how far it came; again pays only for the rest."""
     texts = passages(CHUNK + 100)
     write(folder / "in.txt", texts)

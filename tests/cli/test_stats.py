@@ -291,7 +291,7 @@ def test_wrong_usage(folder: Path, options: list[str]) -> None:
 
 
 @pytest.mark.parametrize("options", [["--json"], [], ["--help"]])
-def test_nobody_listens(folder: Path, options: list[str]) -> None:
+def test_c02_nobody_listens(folder: Path, options: list[str]) -> None:
     """A standard output whose reader has left ends the command without a word."""
     fill(folder, *passages(1))
     with started(folder, "stats", *options) as run:
