@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
+import embcache
+
 from tests.programs import ROOT
 
 if TYPE_CHECKING:
@@ -96,3 +98,9 @@ def test_every_page_is_in_the_book() -> None:
     """The navigation leads to every page, and to each once."""
     nav = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
     assert sorted(in_book(nav)) == pages()
+
+
+def test_every_public_name_is_on_the_page_of_the_api() -> None:
+    """Whatever can be imported from `embcache` has its docstring in the book."""
+    shown = set(re.findall(r"^::: embcache\.(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE))
+    assert set(embcache.__all__) - shown == {"__version__"}
