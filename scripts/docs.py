@@ -14,6 +14,8 @@ LINKS = {"a"}
 ADDRESSES = ("href", "src", "srcset", "poster", "data")
 IN_STYLE = re.compile(r"""url\(\s*['"]?([^'")]+)|@import\s+['"]([^'"]+)""")
 NOT_LOADED = {"canonical", "next", "prev"}
+LOADERS = {"mermaid", "glightbox", "pyodide", "md-source"}
+"""Classes for which the pages' own script loads something from another host."""
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Page(HTMLParser):
         given = {name: value or "" for name, value in attrs}
         self.names.update(given[name] for name in ("id", "name") if name in given)
         self.loaded += [first or second for first, second in IN_STYLE.findall(given.get("style", ""))]
+        self.loaded += [f"//{used}" for used in LOADERS.intersection(given.get("class", "").split())]
         if given.get("rel") in NOT_LOADED:
             return
         for name in ADDRESSES:

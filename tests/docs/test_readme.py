@@ -114,7 +114,7 @@ def test_figures() -> None:
     table = README.partition("## Beside what people use today")[2].partition("\n- ")[0]
     figures = re.findall(r"\| ([\d.]+)(?= \|)", table)
     assert len(figures) > 10
-    assert [figure for figure in figures if f"{figure} µs a text" not in PERFORMANCE] == []
+    assert [figure for figure in figures if f" {figure} µs a text" not in PERFORMANCE] == []
     date = re.search(r"on (\d+ \w+ \d{4})", table)
     assert date is not None
     assert date[1] in PERFORMANCE

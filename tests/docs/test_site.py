@@ -39,6 +39,7 @@ def test_a_sound_site(tmp_path: Path) -> None:
         ('<img src="https://elsewhere.example/a.png">', "loads"),
         ('<script src="//elsewhere.example/a.js"></script>', "loads"),
         ('<link rel="stylesheet" href="https://elsewhere.example/a.css">', "loads"),
+        ('<pre class="mermaid">a diagram</pre>', "loads"),
         ('<p style="background: url(https://elsewhere.example/a.png)">x</p>', "loads"),
     ],
 )
