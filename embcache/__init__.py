@@ -5,6 +5,7 @@ from embcache.embedder import AsyncCachedEmbedder, CachedEmbedder
 from embcache.errors import (
     AuthenticationError,
     BadReply,
+    BudgetExceeded,
     CacheMiss,
     ConfigError,
     EmbcacheError,
@@ -18,12 +19,13 @@ from embcache.errors import (
     StoreBusy,
     StoreError,
 )
-from embcache.types import CacheStats, EmbedResult, Space, Usage
+from embcache.types import CacheStats, EmbedResult, Plan, Space, Usage
 
 __all__ = [
     "AsyncCachedEmbedder",
     "AuthenticationError",
     "BadReply",
+    "BudgetExceeded",
     "CacheMiss",
     "CacheStats",
     "CachedEmbedder",
@@ -33,6 +35,7 @@ __all__ = [
     "EmbedResult",
     "InputRejected",
     "InvalidInput",
+    "Plan",
     "ProviderError",
     "ProviderUnavailable",
     "QuotaExceeded",

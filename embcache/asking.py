@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from embcache.codec import FLOAT32, Entry
 from embcache.decide import judge
 from embcache.errors import BadReply, ConfigError, EmbcacheError, ProviderError
+from embcache.estimate import measure
 from embcache.retry import is_worth_another, seconds_before_next
 from embcache.types import Ask
 from embcache.usage import apportion
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from embcache.flight import Call, Flight
     from embcache.keeper import Keeper
     from embcache.providers.base import Provider
+    from embcache.purse import Purse
     from embcache.types import Reply
 
 
@@ -38,14 +40,15 @@ class Asker:
         stopping: set when nothing is to be tried again any more.
     """
 
-    def __init__(self, settings: Settings, provider: Provider, keeper: Keeper) -> None:
-        """Be ready to ask."""
+    def __init__(self, settings: Settings, provider: Provider, keeper: Keeper, purse: Purse) -> None:
+        """Be ready to ask, as far as ``purse`` reaches."""
         import tenacity  # brings asyncio, for which ``import embcache`` has no room
 
         self._tenacity = tenacity
         self._settings = settings
         self._provider = provider
         self._keeper = keeper
+        self._purse = purse
         self._lock = threading.Lock()
         self.stopping = threading.Event()
 
@@ -54,6 +57,7 @@ class Asker:
 
         Raises:
             InputRejected: the request was refused for what it holds.
+            BudgetExceeded: it may not be sent.
             EmbcacheError: anything else that went wrong.
         """
         settings = self._settings
@@ -93,19 +97,28 @@ class Asker:
     def _attempt(self, ask: Ask, flights: Sequence[Flight]) -> dict[str, int]:
         """Send one request once, and judge the answer; return what it was billed."""
         owner = flights[0].calls[0]
-        try:
-            reply = self._provider.embed(ask)
-        except ConfigError:  # nothing was sent
-            raise
-        except Exception as error:
-            self._sent(flights)
-            if getattr(error, "unaccounted", False):
-                self._keeper.ledger.add({"unknown_requests": 1})
-                self._count(owner, unknown_requests=1)
-            raise
+        kind, size = owner.inputs.kind, sum(flight.weight for flight in flights)
+        with self._purse.paying(kind, len(flights), size) as paid:
+            try:
+                reply = self._provider.embed(ask)
+            except ConfigError:  # nothing was sent
+                paid.tell(0)
+                raise
+            except Exception as error:
+                self._sent(flights)
+                if getattr(error, "unaccounted", False):
+                    self._keeper.ledger.add({"unknown_requests": 1})
+                    self._count(owner, unknown_requests=1)
+                else:
+                    paid.tell(0)
+                raise
+            told = reply.total_tokens
+            if told is not None:
+                paid.tell(told)
         self._sent(flights)
-        told = reply.total_tokens
-        bill = {"unknown_requests": 1} if told is None else {"billed_tokens": told}
+        bill = {"unknown_requests": 1}
+        if told is not None:
+            bill = {"billed_tokens": told} | measure(kind, len(flights), size, told)
         shares = self._share(reply, flights)
         self._check_model(reply)
         try:

@@ -34,6 +34,10 @@ class Cap:
     good: int = 0
     bad: int | None = None
 
+    def largest(self, batch_size: int) -> int:
+        """Return how many inputs requests of up to ``batch_size`` will mostly hold."""
+        return batch_size if self.bad is None or batch_size < self.bad else max(1, self.good)
+
     def take(self, size: int) -> bool:
         """Note that ``size`` was taken; return whether this is news."""
         news = size > self.good

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 from embcache.asking import Asker, Unwanted
 from embcache.batching import Cutter
 from embcache.delivery import Delivery, Ending, Outcome
-from embcache.errors import EmbcacheError, InputRejected, ProviderError
+from embcache.errors import BudgetExceeded, EmbcacheError, InputRejected, ProviderError
 from embcache.flight import Flight
 from embcache.forks import tell_after_fork
+from embcache.purse import Purse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -102,11 +103,12 @@ class Buyer:
         self._keeper = keeper
         self.closed = False
         """Whether nothing is bought any more."""
-        self._begin()
+        self._begin(Purse(settings, keeper.measured_before))
         tell_after_fork(self)
 
-    def _begin(self) -> None:
-        self._asker = Asker(self._settings, self._provider, self._keeper)
+    def _begin(self, purse: Purse) -> None:
+        self._purse = purse
+        self._asker = Asker(self._settings, self._provider, self._keeper, purse)
         self._delivery = Delivery(self._keeper, self._land, self._settings.max_concurrency)
         self._changed = threading.Condition()
         self._flights: dict[bytes, Flight] = {}
@@ -131,7 +133,7 @@ class Buyer:
 
     def after_fork(self) -> None:
         """Begin anew in a child: what is under way is the parent's to end."""
-        self._begin()
+        self._begin(self._purse.of_child())
 
     # On a caller's thread
 
@@ -260,6 +262,7 @@ class Buyer:
             with self._changed:
                 self._changed.wait_for(is_done, wait)
         self._asker.stopping.set()
+        self._purse.close()
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -429,8 +432,9 @@ class Buyer:
     def _give_up(self, job: _Job, cutter: Cutter, failure: EmbcacheError) -> list[Flight]:
         """Return what is not sent any more, since asking on would meet the same ``failure``."""
         left = [flight for part in cutter.drop_waiting() for flight in job.flights[part.start : part.stop]]
-        for flight in job.refused:  # it was not these inputs that were at fault
-            flight.error = failure
+        if not isinstance(failure, BudgetExceeded):
+            for flight in job.refused:  # it was not these inputs that were at fault
+                flight.error = failure
         return left
 
     def _refused(

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from embcache.errors import ConfigError
 from embcache.keys import RESERVED_FIELDS, canonical_json, make_space
+from embcache.usage import price_of
 
 if TYPE_CHECKING:
     from embcache.providers.base import Provider
@@ -61,6 +62,8 @@ class Settings:
         max_retries: attempts after the first.
         prices: by model, for a million tokens.
         project: whom what is done is booked for, beside the model; None for nobody.
+        max_cost: dollars to spend at most; None for no limit.
+        max_tokens: tokens to be billed at most; None for no limit.
         raise_store_errors: whether a failing store is an error rather than a warning.
         offline: whether nothing may be sent.
         read_only: whether nothing may be stored.
@@ -77,6 +80,8 @@ class Settings:
     max_retries: int
     prices: Mapping[str, float]
     project: str | None
+    max_cost: float | None
+    max_tokens: int | None
     raise_store_errors: bool
     offline: bool
     read_only: bool
@@ -128,6 +133,8 @@ def build(  # noqa: PLR0913 - the constructor's arguments, one for one
     max_retries: int,
     prices: Mapping[str, float] | None,
     project: str | None,
+    max_cost: float | None,
+    max_tokens: int | None,
     provider: str | Provider | None,
     store: Store | None,
     on_store_error: str,
@@ -155,6 +162,7 @@ def build(  # noqa: PLR0913 - the constructor's arguments, one for one
         ("dimensions", dimensions, 1),
         ("size_limit", size_limit, SMALLEST_LIMIT),
         ("memory_size", memory_size, SMALLEST_LIMIT),
+        ("max_tokens", max_tokens, 1),
     ):
         if number is not None:
             _at_least(name, number, least)
@@ -162,6 +170,8 @@ def build(  # noqa: PLR0913 - the constructor's arguments, one for one
     _at_least("max_concurrency", max_concurrency, 1)
     _at_least("max_retries", max_retries, 0)
     _more_than_nothing("timeout", timeout)
+    if max_cost is not None:
+        _more_than_nothing("max_cost", max_cost)
     for name, value in (("model", model), ("provider_name", provider_name), ("epoch", epoch), ("project", project)):
         _none_or_text(name, value)
     _check_store(store, cache_dir, size_limit)
@@ -170,6 +180,12 @@ def build(  # noqa: PLR0913 - the constructor's arguments, one for one
     chosen_model = source.model if model is None else model
     if source.fixed and chosen_model != source.model:
         raise ConfigError(f"the provider has one model, {source.model!r}; leave out model= or name that one")
+    known = _checked_prices(prices)
+    if max_cost is not None and price_of(source.id, chosen_model, known) is None:
+        raise ConfigError(
+            f"max_cost: the price of {chosen_model!r} is not known here; give it with prices=, in dollars for a "
+            "million tokens, or limit max_tokens"
+        )
     settings = Settings(
         space=make_space(source.id, chosen_model, encoding_format, dimensions=dimensions, extra_body=body, epoch=epoch),
         dimensions=dimensions,
@@ -179,7 +195,9 @@ def build(  # noqa: PLR0913 - the constructor's arguments, one for one
         max_concurrency=max_concurrency,
         timeout=float(timeout),
         max_retries=max_retries,
-        prices=_checked_prices(prices),
+        prices=known,
+        max_cost=max_cost,
+        max_tokens=max_tokens,
         project=project,
         raise_store_errors=on_store_error == "raise",
         offline=offline,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from embcache.inputs import Inputs
     from embcache.providers.base import Provider
     from embcache.stores.base import Store
-    from embcache.types import CacheStats, Item, Space, Vectors
+    from embcache.types import CacheStats, Item, Plan, Space, Vectors
 
     OnRefusal = Literal["raise", "mask"]
     Found = tuple[Vectors, Entry]
@@ -61,6 +61,8 @@ class _Face:
         max_retries: int = 5,
         prices: Mapping[str, float] | None = None,
         project: str | None = None,
+        max_cost: float | None = None,
+        max_tokens: int | None = None,
         provider: str | Provider | None = None,
         store: Store | None = None,
         on_store_error: str = "warn",
@@ -92,6 +94,9 @@ class _Face:
             prices: dollars for a million tokens, by model, where embcache does not know them.
             project: a name to book what is paid and saved under, beside the model. No part of the key: projects share
                 what is stored.
+            max_cost: dollars that this embedder may spend in its life. A request that may pass it is not sent, by the
+                high end of what it is expected to be billed, and raises ``BudgetExceeded``; None sets no limit.
+            max_tokens: the same in tokens.
             provider: ``"novita"``, ``"local"``, or any :class:`~embcache.providers.Provider`; by default
                 ``EMBCACHE_PROVIDER``, else the API.
             store: any :class:`~embcache.stores.Store`, instead of the one in the cache folder.
@@ -123,6 +128,8 @@ class _Face:
             "max_retries": max_retries,
             "prices": prices,
             "project": project,
+            "max_cost": max_cost,
+            "max_tokens": max_tokens,
             "provider": provider,
             "store": store,
             "on_store_error": on_store_error,
@@ -212,6 +219,7 @@ class CachedEmbedder(_Face):
             InvalidInput: an input cannot be embedded; nothing was sent.
             InputRejected: the server refused single inputs; the others are stored.
             ProviderError: the provider could not be used; what was bought before is stored.
+            BudgetExceeded: a request would have passed ``max_cost`` or ``max_tokens``; what was bought is stored.
             ConfigError: there is no API key, or the local model is not installed.
             StoreError: the cache failed, with ``on_store_error="raise"`` only.
 
@@ -244,11 +252,32 @@ class CachedEmbedder(_Face):
             float32, shape ``(batch_size, dims)``, the last one shorter; each the caller's own.
 
         Raises:
-            InvalidInput, InputRejected, ProviderError, ConfigError, StoreError: as :meth:`embed`, with indexes counted
-                from the beginning of ``inputs``, when it is the turn of the batch concerned. What was sent ahead is
-                stored all the same.
+            InvalidInput, InputRejected, ProviderError, BudgetExceeded, ConfigError, StoreError: as :meth:`embed`, with
+                indexes counted from the beginning of ``inputs``, when it is the turn of the batch concerned. What was
+                sent ahead is stored all the same.
         """
         return self._iterate(in_batches(inputs, batch_size or self._engine.settings.batch_size))
+
+    def plan(
+        self, inputs: EmbedInput | Iterable[Item], *, refresh: bool = False, batch_size: int | None = None
+    ) -> Plan:
+        """Return what it would take to embed ``inputs``, and what it would cost.
+
+        Nothing is sent, stored or counted, and no API key is needed. What is being bought at this moment counts as not
+        there. An iterable is read to its end some thousands at a time; of each distinct miss about 100 bytes are held,
+        so that two million take 200 MB.
+
+        Args:
+            inputs: as :meth:`embed`.
+            refresh: plan to ask for all of them again.
+            batch_size: inputs in each call, where they are handed over some at a time, as ``embed_iter`` does;
+                None plans for one call.
+
+        Raises:
+            InvalidInput: as :meth:`embed`.
+            StoreError: the cache cannot be read.
+        """
+        return self._engine.plan(inputs, refresh=refresh, batch_size=batch_size)
 
     def forget(self, input: EmbedInput) -> int:  # noqa: A002 - as above
         """Remove what is stored for ``input``, and return how many entries that were.
@@ -374,6 +403,14 @@ class AsyncCachedEmbedder(_Face):
             vector, entry = found
             return EmbedResult(vector, Usage(saved_tokens=entry.tokens or 0), 1, 0, 0, 0, entry.model)
         return await self._end_of(*await self._begin(read_inputs(input), refresh=refresh, mask=masks(errors)))
+
+    async def plan(
+        self, inputs: EmbedInput | Iterable[Item], *, refresh: bool = False, batch_size: int | None = None
+    ) -> Plan:
+        """Return what it would take to embed ``inputs``, read on another thread; see :meth:`CachedEmbedder.plan`."""
+        import asyncio
+
+        return await asyncio.to_thread(self._engine.plan, inputs, refresh=refresh, batch_size=batch_size)
 
     async def forget(self, input: EmbedInput) -> int:  # noqa: A002 - as above
         """Remove what is stored for ``input``; see :meth:`CachedEmbedder.forget`."""

@@ -12,12 +12,21 @@ import numpy as np
 
 from embcache.buyer import Buyer
 from embcache.codec import FLOAT32
-from embcache.errors import CacheMiss, EmbcacheError, InputRejected, InvalidInput, ProviderError, StoreError
+from embcache.errors import (
+    BudgetExceeded,
+    CacheMiss,
+    EmbcacheError,
+    InputRejected,
+    InvalidInput,
+    ProviderError,
+    StoreError,
+)
 from embcache.flight import Call, Flight
-from embcache.inputs import Inputs
+from embcache.inputs import Inputs, in_parts
 from embcache.keeper import Keeper
 from embcache.keys import fingerprint, fingerprints
 from embcache.memory import Memory
+from embcache.planning import READ, Planner
 from embcache.report import begin_progress, read_stats
 from embcache.types import CacheStats, EmbedResult, Usage
 from embcache.usage import figures
@@ -28,7 +37,7 @@ if TYPE_CHECKING:
     from embcache.codec import Entry
     from embcache.config import Parts
     from embcache.flight import Missing
-    from embcache.types import Vectors
+    from embcache.types import Plan, Vectors
 
 LOOK_UP = 256
 """Inputs looked up, proved and placed at a time: about a megabyte, which stays in the processor's cache."""
@@ -140,7 +149,7 @@ class Engine:
         """Return what a call that is done gives, or raise what went wrong.
 
         Raises:
-            InputRejected, ProviderError, ConfigError: see :mod:`embcache.errors`.
+            InputRejected, ProviderError, BudgetExceeded, ConfigError: see :mod:`embcache.errors`.
             StoreError: the store failed, with ``on_store_error="raise"``.
         """
         if call.progress is not None:
@@ -163,6 +172,19 @@ class Engine:
             call.model or self.settings.space.model,
             call.rejected,
         )
+
+    def plan(self, given: object, *, refresh: bool, batch_size: int | None) -> Plan:
+        """Return what it would take to embed what is given, in one call or ``batch_size`` inputs at a time.
+
+        Raises:
+            InvalidInput: an input cannot be embedded.
+            StoreError: the store cannot be read.
+        """
+        if self._buyer.closed:
+            message = "this embedder is closed; make a new one"
+            raise EmbcacheError(message)
+        planner = Planner(self.settings, self.keeper, self._memory, refresh=refresh)
+        return planner.read(in_parts(given, batch_size or READ), calls=batch_size is not None)
 
     def forget(self, inputs: Inputs) -> int:
         """Remove what is stored for ``inputs``; return how many entries that were.
@@ -312,13 +334,17 @@ def _place_of(positions: Sequence[int]) -> slice | None:
 def _error_of(call: Call, failed: Mapping[int, Exception]) -> Exception:
     """Return the one error that tells a caller what went wrong with its call.
 
-    1. A failure that concerns the provider or the configuration: it says why nothing more was sent. 2. Otherwise the
-    inputs at fault, all of one kind by index: those the server refused, or those whose vectors were unusable.
+    1. A failure that concerns the provider, the budget or the configuration: it says why nothing more was sent.
+    2. Otherwise the inputs at fault, all of one kind by index: those the server refused, or those whose vectors were
+    unusable.
     """
     kept = call.size - len(call.positions(list(failed)))
+    unsent = [n for n, e in failed.items() if isinstance(e, BudgetExceeded)]
     of_inputs = {n: e for n, e in failed.items() if isinstance(e, ProviderError) and e.of_inputs}
     rejected = {n: e for n, e in failed.items() if isinstance(e, InputRejected)}
     for error in failed.values():
+        if isinstance(error, BudgetExceeded):
+            return error.at(call.positions(unsent), kept)
         if not _is_of_inputs(error):
             return error.at((), kept) if isinstance(error, ProviderError) else type(error)(*error.args)
     named: Mapping[int, InputRejected | ProviderError] = rejected or of_inputs

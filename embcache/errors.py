@@ -7,6 +7,7 @@ Drawn as a tree, each class with what happened to the caller::
     ├── InvalidInput              an input cannot be embedded; nothing was sent (also a ValueError)
     ├── InputRejected             the server refused single inputs; the others are stored
     ├── CacheMiss                 nothing may be sent, and some inputs are not stored
+    ├── BudgetExceeded            the next request would pass max_cost or max_tokens, and was not sent
     ├── ProviderError             the provider did not answer as it should
     │   ├── AuthenticationError   it does not know the key, or the key may not do this
     │   ├── RateLimited           it asks to be asked less often, and waiting did not help
@@ -22,7 +23,8 @@ without failing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -148,6 +150,64 @@ class CacheMiss(EmbcacheError, LookupError):
     def __reduce__(self) -> tuple[type[CacheMiss], tuple[tuple[int, ...]]]:
         """Return how to make it anew in another process."""
         return type(self), (self.indexes,)
+
+
+class BudgetExceeded(EmbcacheError):
+    """The next request would have passed ``max_cost`` or ``max_tokens``, and was not sent; what was bought is kept.
+
+    Attributes:
+        unit: what the amounts are, ``"dollars"`` or ``"tokens"``.
+        limit: what the embedder may spend in all.
+        spent: what it was billed; requests whose bill nobody told count with the most that was expected.
+        wanted: the most that the next request was expected to be billed.
+        indexes: positions of the inputs that were not sent; empty before a call has ended.
+        kept: how many other inputs of the call are in the cache now; None before a call has ended.
+    """
+
+    def __init__(  # noqa: PLR0913 - an error carries all the facts it has
+        self,
+        unit: Literal["dollars", "tokens"],
+        limit: float,
+        spent: float,
+        wanted: float,
+        *,
+        indexes: Sequence[int] = (),
+        kept: int | None = None,
+    ) -> None:
+        """Tell that ``wanted`` more than ``spent`` would pass ``limit``."""
+        self.unit: Literal["dollars", "tokens"] = unit
+        self.limit = limit
+        self.spent = spent
+        self.wanted = wanted
+        self.indexes = tuple(indexes)
+        self.kept = kept
+        show = _show_dollars if unit == "dollars" else _show_tokens
+        self.reason = (
+            f"the next request may take up to {show(wanted)}, which with {show(spent)} spent would pass the limit of "
+            f"{show(limit)}"
+        )
+        told = f"{show_indexes(self.indexes)}: not sent; {self.reason}" if self.indexes else self.reason
+        if kept:
+            others = "1 other input of this call is" if kept == 1 else f"{kept:,} other inputs of this call are"
+            told += f". {others} kept; calling again with a larger limit pays only for the rest."
+        super().__init__(told)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Return how to make it anew in another process."""
+        made = partial(type(self), indexes=self.indexes, kept=self.kept)
+        return made, (self.unit, self.limit, self.spent, self.wanted)
+
+    def at(self, indexes: Sequence[int], kept: int) -> Self:
+        """Return the same error as one caller sees it: with its own indexes, and how many of its inputs are kept."""
+        return type(self)(self.unit, self.limit, self.spent, self.wanted, indexes=indexes, kept=kept)
+
+
+def _show_dollars(amount: float) -> str:
+    return f"${amount:,.2f}" if amount >= 1 else f"${amount:.6f}"
+
+
+def _show_tokens(amount: float) -> str:
+    return f"{amount:,.0f} tokens"
 
 
 class ProviderError(_Answered):

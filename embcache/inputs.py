@@ -119,8 +119,37 @@ def in_batches(given: object, size: int) -> Iterator[Inputs]:
     no_list = isinstance(given, np.ndarray) and not given.ndim
     if no_list or not isinstance(given, Iterable) or isinstance(given, (str, *NO_INPUTS)):
         raise InvalidInput(f"a {kind} is no iterable of inputs; give texts, or lists of token ids, one after the other")
+    yield from _read_on(iter(cast("Iterable[object]", given)), size, 0)
+
+
+def in_parts(given: object, size: int) -> Iterator[Inputs]:
+    """Yield the inputs of a call, whatever form of the API they come in, ``size`` at a time and read no further.
+
+    Raises:
+        InvalidInput: it is none of these, or holds what cannot be embedded; indexes count from the first.
+    """
+    whole = given
+    no_list = isinstance(given, np.ndarray) and not given.ndim
+    if no_list or not isinstance(given, Iterable) or isinstance(given, (str, *NO_INPUTS)):
+        yield read_inputs(whole)
+        return
     source = iter(cast("Iterable[object]", given))
-    offset = 0
+    first = list(islice(source, size))
+    inputs = read_inputs(first)
+    if inputs.single:
+        yield read_inputs([*first, *source])
+        return
+    offset, kind = len(first), inputs.kind
+    del first  # what was read before is no longer held
+    yield inputs
+    for inputs in _read_on(source, size, offset):
+        if inputs.kind != kind:
+            raise InvalidInput(f"neither all texts nor all token ids; {WHAT_IS_TAKEN}", [inputs.offset])
+        yield inputs
+
+
+def _read_on(source: Iterator[object], size: int, offset: int) -> Iterator[Inputs]:
+    """Yield what is left of ``source``, ``size`` at a time; ``offset`` inputs came before."""
     while batch := list(islice(source, size)):
         try:
             inputs = read_inputs(batch)

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 from embcache.batching import Cap
 from embcache.codec import open_entries, open_entry, open_note, seal_entry, seal_note
 from embcache.errors import BadReply, EmbcacheWarning, InputRejected, StoreBusy, StoreError
+from embcache.estimate import SUMS
 from embcache.keys import encode_space, note_key
 from embcache.ledger import Ledger
 from embcache.stores.base import PinConflict
+from embcache.usage import counts_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,6 +70,7 @@ class Keeper:
         self._told: set[str] = set()
         self._notices: deque[str] = deque()
         self._understood: Understood = {}
+        self._measured: Mapping[str, int] | None = None
         self.cap = Cap()
         self.ledger = Ledger(settings.space, settings.project)
 
@@ -204,6 +207,36 @@ class Keeper:
             self._pinned = True
             self.ledger.add_to_session({"entries": len(records), "bytes_on_disk": sum(map(len, records.values()))})
         return failure
+
+    def largest_request(self) -> int:
+        """Return how many inputs a request will mostly hold, by what is known of the server."""
+        self._learn()
+        return self.cap.largest(self._settings.batch_size)
+
+    def measured(self) -> dict[str, int]:
+        """Return what requests for texts of this model were billed, by this embedder and before it: the sums of SUMS.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        session, before = self.ledger.session(), self.measured_before()
+        return {name: before.get(name, 0) + session.get(name, 0) for name in SUMS}
+
+    def measured_before(self) -> Mapping[str, int]:
+        """Return what was measured before this embedder, as the store told when it was first asked.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        if self._measured is None:
+            session = self.ledger.session()
+            held = counts_of(self._store.totals().accounts, self._settings.space.provider, self._settings.space.model)
+            # What this embedder has bought is in there, unless it stores nothing.
+            ours = {} if self._settings.read_only else session
+            before = {name: held.get(name, 0) - ours.get(name, 0) for name in SUMS}
+            # Less than that where a write failed: then what the store has is not told from what is counted here.
+            self._measured = before if min(before.values()) >= 0 else {}
+        return self._measured
 
     def remember_cap(self) -> None:
         """Keep what was learned of how much the server takes at once, for the next process."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,6 +139,90 @@ class EmbedResult:
         if self.rejected:
             rows.append(("inputs refused", f"{len(self.rejected):,}"))
         return html_table(rows, caption=self.model)
+
+
+Number = TypeVar("Number", int, float)
+
+
+class Range(NamedTuple, Generic[Number]):
+    """An amount that is not known: the least it may be, what it is expected to be, the most it may be."""
+
+    low: Number
+    expected: Number
+    high: Number
+
+
+Basis = Literal["measured", "assumed", "counted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a call would find, send and cost. ``hits + misses + duplicates + refused`` is ``inputs``.
+
+    Attributes:
+        model: the model that would be asked.
+        inputs: how many were looked at.
+        hits: inputs that need no request.
+        misses: distinct inputs that would be sent.
+        duplicates: further occurrences of a miss.
+        refused: inputs that the server refused as such within a day, and would not be asked for again.
+        requests: requests that it takes, if none is refused and none repeated.
+        tokens: what they would be billed.
+        cost: the same in the currency of the prices; None where the price is not known.
+        basis: what ``tokens`` rests on: ``"measured"``, on what earlier requests for this model were billed;
+            ``"assumed"``, on nothing but what is usual, so that the range is wide; ``"counted"``, on token ids.
+    """
+
+    model: str
+    inputs: int
+    hits: int
+    misses: int
+    duplicates: int
+    refused: int
+    requests: int
+    tokens: Range[int]
+    cost: Range[float] | None
+    basis: Basis
+
+    def __str__(self) -> str:
+        """Return the plan as lines of text."""
+        return "\n".join(f"{name}: {amount}" for name, amount in plan_rows(self))
+
+    def _repr_html_(self) -> str:
+        """Return the plan as a small table for a notebook."""
+        _, *rows = plan_rows(self)
+        return html_table(rows, caption=printable(self.model))
+
+
+BASES = {
+    "measured": "from what earlier requests were billed",
+    "assumed": "assumed: nothing was bought of this model yet",
+    "counted": "counted: each token id is one",
+}
+
+
+def plan_rows(plan: Plan) -> list[tuple[str, str]]:
+    """Return a plan for people, as (what, how much)."""
+    low, expected, high = plan.tokens
+    rows = [
+        ("model", printable(plan.model)),
+        ("inputs", f"{plan.inputs:,}"),
+        ("hits", f"{plan.hits:,}"),
+        ("misses", f"{plan.misses:,}"),
+        ("duplicates", f"{plan.duplicates:,}"),
+        ("requests", f"{plan.requests:,}"),
+        ("tokens", f"{expected:,} ({low:,} to {high:,})" if high else "0"),
+    ]
+    if plan.cost is None:
+        rows.append(("cost", show_money(None)))
+    else:
+        least, cost, most = map(show_money, plan.cost)
+        rows.append(("cost", f"{cost} ({least} to {most})" if plan.cost.high else cost))
+    if high:
+        rows.append(("estimate", BASES[plan.basis]))
+    if plan.refused:
+        rows.insert(5, ("refused before", f"{plan.refused:,}"))
+    return rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,16 @@ def day_name(day: int) -> str:
     return date.fromordinal(min(max(day + FIRST_DAY, 1), date.max.toordinal())).isoformat()
 
 
+def counts_of(accounts: Mapping[bytes, Mapping[str, int]], provider: str, model: str) -> Mapping[str, int]:
+    """Return the counters of one provider's model: of all its accounts, summed."""
+    total: Counter[str] = Counter()
+    for name, counts in accounts.items():
+        account = read_account(name)
+        if (account.provider, account.model) == (provider, model):
+            total.update(counts)
+    return total
+
+
 def label_of(model: str, epoch: str | None) -> str:
     """Return what figures call a model: its name, and its epoch if it has one."""
     return model if epoch is None else f"{model} (epoch {epoch})"

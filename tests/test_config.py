@@ -71,6 +71,7 @@ def test_defaults() -> None:
     assert (server(parts)._url, server(parts)._key) == ("https://api.novita.ai/openai/v1/embeddings", None)
     settings = parts.settings
     assert (settings.dimensions, settings.extra_body, settings.prices, settings.progress) == (None, {}, {}, None)
+    assert (settings.max_cost, settings.max_tokens) == (None, None)
     assert (settings.batch_size, settings.max_concurrency, settings.max_retries) == (2048, 4, 5)
     assert (settings.timeout, settings.raise_store_errors) == (60.0, False)
 
@@ -91,6 +92,8 @@ def test_arguments() -> None:
         timeout=5,
         max_retries=0,
         prices={"m": 2},
+        max_cost=0.5,
+        max_tokens=100,
         store=store,
         on_store_error="raise",
         epoch="2026-11",
@@ -102,6 +105,7 @@ def test_arguments() -> None:
     assert (server(parts).id, server(parts)._url, server(parts)._key) == ("mine", f"{URL}/embeddings", "key")
     settings = parts.settings
     assert (settings.dimensions, settings.extra_body, settings.prices) == (8, {"user": "u", "n": 1.0}, {"m": 2})
+    assert (settings.max_cost, settings.max_tokens) == (0.5, 100)
     assert (settings.batch_size, settings.max_concurrency, settings.max_retries, settings.timeout) == (32, 1, 0, 5.0)
     assert (settings.raise_store_errors, settings.progress, settings.project) == (True, False, "p")
     assert (parts.store, parts.owns_store) == (store, False)
@@ -117,6 +121,8 @@ def test_arguments() -> None:
         {"memory_size": 1_048_576},
         {"timeout": 0.001},
         {"prices": {"m": 0}},
+        {"max_cost": 0.000001},
+        {"max_tokens": 1},
     ],
     ids=" ".join,
 )
@@ -214,6 +220,8 @@ WRONG: list[tuple[str, object]] = [
     *(("timeout", value) for value in (0, -1, float("nan"), float("inf"), "60", None, True, 10**400)),
     *(("model", value) for value in ("", " \n", "\ud800")),
     *(("prices", {"m": value}) for value in (-1, float("nan"), float("inf"), "0.01", None, True, 10**400)),
+    *(("max_cost", value) for value in (0, -1, float("nan"), float("inf"), "10", True)),
+    *(("max_tokens", value) for value in (0, -1, 1.5, "10", True)),
     *(("provider", value) for value in ("openai", "Local")),
     *(("provider_name", value) for value in ("", " ", "\ud800")),
     *(("epoch", value) for value in ("", " ", "\ud800")),

@@ -13,6 +13,7 @@ import embcache
 from embcache import (
     AuthenticationError,
     BadReply,
+    BudgetExceeded,
     CacheMiss,
     ConfigError,
     EmbcacheError,
@@ -63,6 +64,7 @@ TREE = {
     StoreError: EmbcacheError,
     StoreBusy: StoreError,
     CacheMiss: EmbcacheError,
+    BudgetExceeded: EmbcacheError,
 }
 
 

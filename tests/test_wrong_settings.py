@@ -57,6 +57,8 @@ WRONG: dict[str, list[Any]] = {
     "timeout": [0, -1.0, float("nan"), float("inf"), "60", None, True],
     "max_retries": [-1, 1.0, None, True],
     "prices": [{"m": -1}, {"m": "1"}, {"m": None}, {"m": float("nan")}, {"m": True}, [1], 5],
+    "max_cost": [0, -1.0, float("nan"), float("inf"), "10", True],
+    "max_tokens": [0, -1, 1.5, "10", True],
     "provider": ["openai", 5],
     "store": [5, "redis://"],
     "on_store_error": ["ignore", None, True],

@@ -38,7 +38,7 @@ from tests.upstream import Item, Upstream, Vector, vector
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator
 
-    from embcache import CacheStats, EmbedResult, Space
+    from embcache import CacheStats, EmbedResult, Plan, Space
 
 Face: TypeAlias = Literal["sync", "async"]
 FACES: tuple[Face, ...] = ("sync", "async")
@@ -62,6 +62,9 @@ class Twin(ABC):
     @abstractmethod
     def begin(self, inputs: Any) -> Future[EmbedResult]:  # noqa: ANN401 - as above
         """Ask in a thread or task of its own, and return at once."""
+
+    @abstractmethod
+    def plan(self, inputs: Any, **options: Any) -> Plan: ...  # noqa: ANN401 - as above
 
     @abstractmethod
     def forget(self, inputs: Any) -> int: ...  # noqa: ANN401 - as above
@@ -105,6 +108,9 @@ class SyncTwin(Twin):
     def begin(self, inputs: Any) -> Future[EmbedResult]:  # noqa: ANN401 - as above
         return in_thread(lambda: self._sync.embed_result(inputs))
 
+    def plan(self, inputs: Any, **options: Any) -> Plan:  # noqa: ANN401 - as above
+        return self._sync.plan(inputs, **options)
+
     def forget(self, inputs: Any) -> int:  # noqa: ANN401 - as above
         return self._sync.forget(inputs)
 
@@ -142,6 +148,9 @@ class AsyncTwin(Twin):
 
     def begin(self, inputs: Any) -> Future[EmbedResult]:  # noqa: ANN401 - as above
         return self._begin(self._async.embed_result(inputs))
+
+    def plan(self, inputs: Any, **options: Any) -> Plan:  # noqa: ANN401 - as above
+        return self._begin(self._async.plan(inputs, **options)).result()  # type: ignore[no-any-return]
 
     def forget(self, inputs: Any) -> int:  # noqa: ANN401 - as above
         return self._begin(self._async.forget(inputs)).result()  # type: ignore[no-any-return]

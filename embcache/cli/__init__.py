@@ -13,6 +13,7 @@ from embcache.cli.embed import embed
 from embcache.cli.export import export
 from embcache.cli.import_ import import_
 from embcache.cli.info import info
+from embcache.cli.plan import plan
 from embcache.cli.prune import prune
 from embcache.cli.stats import stats
 from embcache.cli.verify import verify
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "embed": embed,
+    "plan": plan,
     "stats": stats,
     "info": info,
     "export": export,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from embcache.cli.common import BaseUrl, CacheDir, Code, ProviderChoice, many, say
+from embcache.cli.options import Field, Files, Model
 
 
 class OnRefusal(StrEnum):
@@ -16,12 +17,7 @@ class OnRefusal(StrEnum):
 
 
 def embed(  # noqa: PLR0913 - its options
-    files: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="FILE...", help=".txt (a text a line), .jsonl, .csv, .parquet, or - for lines of standard input."
-        ),
-    ],
+    files: Files,
     *,
     out: Annotated[
         str | None,
@@ -34,16 +30,8 @@ def embed(  # noqa: PLR0913 - its options
             "cache is filled.",
         ),
     ] = None,
-    field: Annotated[
-        str,
-        typer.Option(
-            "--field", metavar="NAME", help="The field (.jsonl) or column (.csv, .parquet) that holds the text."
-        ),
-    ] = "text",
-    model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="MODEL", help="The model to ask. Default: baai/bge-m3, or the local one."),
-    ] = None,
+    field: Field = "text",
+    model: Model = None,
     provider: ProviderChoice = None,
     base_url: BaseUrl = None,
     errors: Annotated[
@@ -54,6 +42,17 @@ def embed(  # noqa: PLR0913 - its options
             "without a vector (NaN in .npy, null elsewhere), names some of their lines, and ends with 0.",
         ),
     ] = OnRefusal.RAISE,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            "--max-cost",
+            metavar="DOLLARS",
+            help="Spend no more: the request that may pass it is not sent, and what was bought is kept.",
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", metavar="TOKENS", help="The same in tokens billed.")
+    ] = None,
     project: Annotated[
         str | None,
         typer.Option("--project", metavar="NAME", help="Whom to book what is paid and saved for, in the accounts."),
@@ -79,6 +78,8 @@ def embed(  # noqa: PLR0913 - its options
         cache_dir=cache_dir,
         provider=None if provider is None else provider.value,
         project=project,
+        max_cost=max_cost,
+        max_tokens=max_tokens,
         progress=False,
     )
     # Not `with embedder`: its end would wait for what is being bought even after a second Ctrl-C.

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Self
 
 from embcache.cli.common import INTERRUPTED, Code, Fault, Stopped, code_of, is_quiet, many, say
-from embcache.errors import EmbcacheError, InputRejected, ProviderError, StoreError
+from embcache.errors import BudgetExceeded, EmbcacheError, InputRejected, ProviderError, StoreError
 from embcache.report import begin_progress
 from embcache.show import show_money
 
@@ -196,6 +196,8 @@ def _why(error: InputRejected | ProviderError) -> str:
 
 def _reason(error: Exception, chunk: Texts) -> str:
     """Return what went wrong, with the lines of the inputs concerned instead of their numbers within a call."""
+    if isinstance(error, BudgetExceeded):
+        return error.reason
     if not isinstance(error, (InputRejected, ProviderError)):
         return str(error)
     reason = error.reason + (f" (request id {error.request_id})" if error.request_id else "")

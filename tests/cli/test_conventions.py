@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COMMANDS = [str(command.name) for command in app.registered_commands]
-TOLD_IN_JSON = [["doctor"], ["stats"], ["verify"]]
+TOLD_IN_JSON = [["doctor"], ["plan", "-"], ["stats"], ["verify"]]
 
 
 @pytest.fixture

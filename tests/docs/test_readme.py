@@ -134,4 +134,4 @@ def test_reference() -> None:
     arguments = [sys.executable, "scripts/reference.py"]
     made = subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=True)
     assert made.stdout == (ROOT / "docs/cli-reference.md").read_text()
-    assert re.findall(r"^## embcache (\w+)$", made.stdout, re.MULTILINE)[:2] == ["embed", "stats"]
+    assert re.findall(r"^## embcache (\w+)$", made.stdout, re.MULTILINE)[:2] == ["embed", "plan"]
