@@ -69,19 +69,18 @@ class Npy:
         self._head()
 
     def write(self, result: EmbedResult) -> None:
-        """Put the next rows."""
-        (before, known), (count, told) = self._shape, result.vectors.shape
-        self._shape = before + count, known or told
-        if told:
-            if not known:
-                self._put_nan(before)
-            self._file.write(np.ascontiguousarray(result.vectors, dtype=FLOAT32).data)
-        else:
-            self._put_nan(count)
+        """Put the next rows; those that came before it was known how long a vector is, all refused, come with them.
 
-    def _put_nan(self, count: int) -> None:
-        """Put rows of texts that were all refused: nothing as long as nobody has told how long a vector is."""
-        self._file.write(np.full((count, self._shape[1]), np.nan, dtype=FLOAT32).data)
+        Raises:
+            Fault: they are of another length than those before, and there is no array of both.
+        """
+        (before, known), (count, dims) = self._shape, result.vectors.shape
+        if dims != known:
+            if known:
+                raise Fault(f"vectors of {known} and of {dims} dimensions make no array")
+            self._file.write(np.full((before, dims), np.nan, dtype=FLOAT32).data)
+        self._shape = before + count, dims
+        self._file.write(np.ascontiguousarray(result.vectors, dtype=FLOAT32).data)
 
     def end(self) -> None:
         """Tell the shape, for which the header has room."""

@@ -134,7 +134,7 @@ class Table:
                 self._waiting.append(others)
                 return
             self._put_waiting()
-            self._put(others, self._array(result.vectors, result.rejected) if dims else None)
+            self._put(others, self._array(result.vectors, result.rejected))
 
     def end(self) -> None:
         """Write what tells how to read the rest."""

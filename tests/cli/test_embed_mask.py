@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from embcache import EmbedResult, Usage
+from embcache.cli.common import Fault
+from embcache.cli.outputs import opened
+
 from tests.cli.commands import MARK, asking, embcache, passages
 from tests.upstream import Upstream, edit, status, vector
 
@@ -146,6 +150,25 @@ def test_no_vector_at_all(folder: Path, server: Upstream, out: str) -> None:
         assert np.load(folder / out).shape == (3, 0)
     else:
         assert rows(folder, out, run) == [None] * 3
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+@pytest.mark.parametrize("dims", [0, 4, 16])
+def test_vectors_of_several_lengths(tmp_path: Path, kind: str, dims: int) -> None:
+    """No file is made of vectors that fit in no array together, however they came about."""
+
+    def part(dims: int) -> EmbedResult:
+        return EmbedResult(np.ones((3, dims), np.float32), Usage(), 3, 0, 0, 0, "m")
+
+    def both() -> None:
+        with opened(str(tmp_path / f"out.{kind}"), []) as output:
+            output.write(part(8))
+            output.write(part(dims))
+            output.end()
+
+    with pytest.raises(Fault):
+        both()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_vectors_of_no_use(folder: Path, server: Upstream) -> None:
