@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import sqlite3
 import tracemalloc
 from contextlib import closing
@@ -193,6 +194,15 @@ def test_the_memory_tier(bench: Bench) -> None:
         embedder.embed(["a", "b"])
         assert some(embedder.plan(["a", "b", "b", "c"])) == (3, 1, 0, 1)
         assert embedder.plan(["a", "b"], refresh=True).misses == 2
+
+
+def test_in_a_notebook(bench: Bench) -> None:
+    """A plan shows itself as a table there, and a model's name is text in it, whatever it holds."""
+    with bench.open(model="<b>\x1b") as embedder:
+        shown = embedder.plan(["a", "b", "a"])._repr_html_()
+    assert "&lt;b&gt; <" in shown
+    assert "<b>" not in shown
+    assert re.search(r"misses</th><td[^>]*>2<", shown)
 
 
 def test_prices(bench: Bench) -> None:
