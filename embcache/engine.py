@@ -255,11 +255,12 @@ class Engine:
                 call.store_error = call.store_error or failure
                 if found:
                     held = [positions[place] for place in found] if len(found) < len(positions) else positions
+                    self._memorise([inputs.names[p] for p in held], opened.vectors, opened.entries, replace=False)
+                    # Last, since the vectors lie in the result: those that others' places are between move within it.
                     if out is None or len(found) < len(positions):
                         call.place(held, opened.vectors)
                     call.model = call.model or opened.entries[0].model
                     call.credit_all(opened.entries, [start + place for place in found])
-                    self._memorise([inputs.names[p] for p in held], opened.vectors, opened.entries, replace=False)
             if len(found) < len(positions):
                 lacking = sorted(set(range(len(positions))).difference(found))
                 missing += [(start + place, keys[place], digests[place], len(payloads[place])) for place in lacking]

@@ -317,3 +317,17 @@ def test_the_same_as_without_a_cache(
     hits = sum(repr(item) in known for item in items)
     assert counts(result)[:3] == (hits, len(new), len(items) - hits - len(new))
     assert sorted(map(repr, bench.server.sent_inputs)) == sorted(new)
+
+
+def test_memory_holds_what_belongs_to_each(bench: Bench) -> None:
+    """Where only some inputs of a call are stored, the memory tier holds for each its own vector and no neighbour's."""
+    texts = [f"text {number}" for number in range(40)]
+    stored = texts[1::2]
+    with bench.open() as embedder:
+        embedder.embed([*stored, "another"])
+    with bench.open(memory_size=1 << 20) as embedder:
+        embedder.embed("another")  # so that the length of vectors is known
+        for _ in range(2):
+            assert same(embedder.embed(texts), right(texts))
+        assert same(embedder.embed(stored), right(stored))
+        assert all(same(embedder.embed(text), right([text])[0]) for text in texts)
