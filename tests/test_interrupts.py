@@ -47,6 +47,9 @@ def test_u10_one_of_five_requests_fails_while_others_are_under_way(bench: Bench)
         answer = embedder.begin(TEXTS)
         assert bench.server.wait_for(3, SECONDS)
         assert soon(lambda: bench.server.in_flight == 2)
+        # Until the failure is noted: those under way would be followed by others otherwise.
+        (job,) = embedder.face._engine._buyer._jobs
+        assert soon(lambda: job.cutter is not None and not job.cutter._waiting)
         gate.set()
         error = answer.exception(SECONDS)
         assert isinstance(error, ProviderUnavailable)
