@@ -15,7 +15,7 @@ from tests import browser
 from tests.notebooks import NOTEBOOK, run, text_of
 
 PICTURES = Path(__file__).parents[1] / "docs/pictures"
-SIZE = (1000, 1860)
+SIZE = (1000, 2190)
 
 
 def tidy(notebook: dict[str, Any]) -> None:
