@@ -34,10 +34,20 @@ from scripts.stressing.world import World
 from tests.upstream import Upstream, vector
 
 DIMS = 64
-TEXTS = st.lists(st.integers(0, 40).map("text {}".format), min_size=1, max_size=12)
+ALL = [f"text {n}" for n in range(41)]
+TEXTS = st.lists(st.sampled_from(ALL), min_size=1, max_size=12) | st.just(ALL)
 SETTINGS = st.fixed_dictionaries(
     {"batch_size": st.sampled_from([3, 2048]), "memory_size": st.sampled_from([None, 1 << 20])}
 )
+DAMAGES = st.sampled_from(
+    [
+        *(("cache.db", "records", 1), ("cache.db", "records", 64), ("cache.db-wal", "records", 2)),
+        *(("cache.db", "flip", 16), ("cache.db", "flip", 128), ("cache.db-wal", "flip", 1)),
+        *(("cache.db", "garbage", 100), ("cache.db", "garbage", 40_000), ("cache.db-wal", "garbage", 40_000)),
+        *(("cache.db", "truncate", 0), ("cache.db", "replace", 0), ("cache.db", "replace", 1000)),
+    ]
+)
+"""A file, what is done to it, and how much or which bits; of records one bit of each, for one alone is seldom met."""
 MIB = 1 << 20
 WALKS = partial(
     settings,
@@ -48,13 +58,17 @@ WALKS = partial(
 
 # Writes to a file without opening it in this process, whose locks of that file SQLite would lose with the descriptor.
 OVERWRITE = """
-import os, sys
+import os, re, sys
 file = os.open(sys.argv[1], os.O_RDWR)
-place = int(sys.argv[2])
-if sys.argv[3] == "flip":
-    os.pwrite(file, bytes([os.pread(file, 1, place)[0] ^ int(sys.argv[4])]), place)
+part, how, amount = float(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+content = os.pread(file, os.fstat(file).st_size, 0)
+if how == "garbage":
+    os.pwrite(file, os.urandom(amount), int(part * len(content)))
 else:
-    os.pwrite(file, os.urandom(int(sys.argv[4])), place)
+    records = [found.start() + 150 for found in re.finditer(b"ECV1", content)]
+    for place in records if how == "records" else [int(part * len(content))]:
+        if place < len(content):
+            os.pwrite(file, bytes([content[place] ^ amount]), place)
 """
 
 
@@ -178,34 +192,26 @@ class Machine(RuleBasedStateMachine):
                 self.are_right(texts, embedder.embed(texts))
 
     @precondition(lambda self: self.path.is_file())
-    @rule(
-        name=st.sampled_from(["cache.db", "cache.db-wal"]),
-        place=st.floats(0, 1, exclude_max=True),
-        how=st.sampled_from([("flip", 1), ("flip", 16), ("flip", 128), ("garbage", 100), ("garbage", 40_000)]),
-    )
-    def corrupt(self, name: str, place: float, how: tuple[str, int]) -> None:
-        """Bytes of a file change under an open embedder."""
+    @rule(closed=st.booleans(), damage=DAMAGES, place=st.floats(0, 1, exclude_max=True), asked=st.booleans())
+    def corrupt(self, closed: bool, damage: tuple[str, str, int], place: float, asked: bool) -> None:
+        """A file is damaged under an open embedder, or before it looks; most is noticed by who asks for everything."""
+        if closed:
+            self.reopen({})
+        self.damaged = True
+        name, how, amount = damage
         path = self.world.cache_dir / name
-        if path.exists() and (size := path.stat().st_size):
-            self.damaged = True
-            words = (path, int(place * size), *how)
-            subprocess.run([sys.executable, "-I", "-S", "-c", OVERWRITE, *map(str, words)], check=True)
-
-    @precondition(lambda self: self.path.is_file())
-    @rule(place=st.floats(0, 1, exclude_max=True))
-    def truncate(self, place: float) -> None:
-        self.damaged = True
-        os.truncate(self.path, int(place * self.path.stat().st_size))
-
-    @precondition(lambda self: self.path.is_file())
-    @rule(content=st.binary(max_size=200))
-    def replace(self, content: bytes) -> None:
-        """The file is replaced by another one, of nobody's making."""
-        self.damaged = True
-        other = self.world.folder / "other"
-        other.write_bytes(content)
-        other.chmod(0o600)
-        other.replace(self.path)
+        if how == "truncate":
+            os.truncate(path, int(place * path.stat().st_size))
+        elif how == "replace":  # by a file of nobody's making
+            other = self.world.folder / "other"
+            other.write_bytes(os.urandom(amount))
+            other.chmod(0o600)
+            other.replace(path)
+        elif path.exists():
+            words = map(str, (path, place, how, amount))
+            subprocess.run([sys.executable, "-I", "-S", "-c", OVERWRITE, *words], check=True)
+        if asked:
+            self.ask(ALL)
 
     @precondition(lambda self: self.damaged and self.holder is None)
     @rule()

@@ -37,5 +37,5 @@ PARTS = {
     "processes": Part(16, "processes at once", processes.run),
     "writes": Part(60, "first writes to fail", writes.run),
     "pairs": Part(100, "pairs that share a key", pairs.run),
-    "machine": Part(200, "random walks", machine.run),
+    "machine": Part(120, "random walks", machine.run),
 }

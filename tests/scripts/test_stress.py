@@ -38,7 +38,7 @@ def table(printed: str) -> dict[str, dict[str, int]]:
 
 
 @pytest.mark.parametrize(
-    ("part", "count"), [("kills", 6), ("interrupts", 200), ("flips", 10), ("processes", 4), ("pairs", 2)]
+    ("part", "count"), [("kills", 4), ("interrupts", 100), ("flips", 10), ("processes", 3), ("pairs", 2)]
 )
 def test_with_all_guards(part: str, count: int, tmp_path: Path) -> None:
     """Each part acknowledges something, loses nothing, and finds nothing wrong or stuck; and leaves nothing behind."""
@@ -53,7 +53,7 @@ def test_with_all_guards(part: str, count: int, tmp_path: Path) -> None:
 def test_failing_writes(tmp_path: Path) -> None:
     """Where one of the first writes fails, and later ones, vectors are right and what was acknowledged is there."""
     tool("strace")
-    done = stress("--only", "writes", "--count", "2", tmp=tmp_path)
+    done = stress("--only", "writes", "--count", "1", tmp=tmp_path)
     counts = table(done.stdout)["writes"]
     assert counts.pop("acknowledged") > 0
     assert counts == {"lost": 0, "wrong": 0, "stuck": 0}, done.stderr
