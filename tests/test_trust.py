@@ -197,6 +197,26 @@ def test_closing_over_a_damaged_file(server: Upstream, tmp_path: Path) -> None:
         assert one.embed_result("a").hits == 1
 
 
+def test_an_empty_file_that_is_locked(server: Upstream, tmp_path: Path) -> None:
+    """A lock on a file that holds nothing yet is waited for once, not at every one of a call's requests."""
+    import sqlite3
+
+    texts = [f"text {n}" for n in range(40)]
+    with embedder(server, tmp_path) as one:
+        one.embed("a")
+    os.truncate(tmp_path / "cache.db", 0)
+    holder = sqlite3.connect(tmp_path / "cache.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    with embedder(server, tmp_path, batch_size=1, max_concurrency=1) as one:
+        with pytest.warns(EmbcacheWarning):
+            assert np.array_equal(one.embed(texts), right(texts))
+        assert time.monotonic() - began < 8
+        holder.close()
+        assert np.array_equal(one.embed(texts), right(texts))
+        assert one.embed_result(texts).hits == 40
+
+
 def test_s15_a_folder_that_is_removed_is_made_again(server: Upstream, tmp_path: Path) -> None:
     """When somebody removes the folder under an open embedder, it goes on, and what it buys then is kept."""
     folder = tmp_path / "cache"

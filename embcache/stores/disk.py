@@ -410,7 +410,7 @@ class DiskStore:
                     f"the cache {self.directory} is on a network file system ({kind}), where SQLite may damage it; "
                     "name a local folder as cache_dir, or say allow_network_fs=True"
                 )
-            path = prepare(self.directory)
+            path = prepare(self.directory, patience)
             self._file = identity_of(path)
             self._examine(path, patience)
             self._cache = _Cache(_Verbatim(self.directory), disk=BytesDisk, **SETTINGS)

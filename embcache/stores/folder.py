@@ -198,11 +198,11 @@ def _locked(path: Path) -> int:
         os.close(marker)
 
 
-def prepare(directory: Path) -> Path:
+def prepare(directory: Path, patience: float) -> Path:
     """Return the path of the database of ``directory``, made with our page size if there was none.
 
     Page size and vacuum mode are fixed when the first page is written, which is why it happens before diskcache opens
-    the file.
+    the file. For whoever has locked a file that holds nothing yet it waits so many seconds.
 
     Raises:
         StoreError: the folder or the file cannot be made, or is not to be trusted.
@@ -215,7 +215,7 @@ def prepare(directory: Path) -> Path:
         if _is_unmade(path):
             with exclusive(directory):
                 if _is_unmade(path):
-                    _make_database(path)
+                    _make_database(path, patience)
         elif not directory.joinpath(MARKER).exists():
             raise StoreError(f"{path} was not made by embcache; name a folder of its own as cache_dir")
     except (OSError, sqlite3.Error) as error:
@@ -238,13 +238,13 @@ def _is_unmade(path: Path) -> bool:
     return identity_of(path) is None or (path.is_file() and not path.stat().st_size)
 
 
-def _make_database(path: Path) -> None:
+def _make_database(path: Path, patience: float) -> None:
     if not path.exists():
         # Nobody can hold this file open yet, so closing our descriptor drops no lock of SQLite's.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.fchmod(descriptor, 0o600)
         os.close(descriptor)
-    with contextlib.closing(sqlite3.connect(path, timeout=1.0, isolation_level=None)) as connection:
+    with contextlib.closing(sqlite3.connect(path, timeout=patience, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
         connection.execute("PRAGMA auto_vacuum = 2")
         connection.execute("PRAGMA journal_mode = wal").fetchall()

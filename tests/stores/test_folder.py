@@ -213,7 +213,7 @@ def test_the_marker_is_removed_while_somebody_waits_for_it(folder: Path) -> None
     folder.mkdir(mode=0o700)
     made: list[Path] = []
     with exclusive(folder):
-        waiting = threading.Thread(target=lambda: made.append(prepare(folder)))
+        waiting = threading.Thread(target=lambda: made.append(prepare(folder, 1.0)))
         waiting.start()
         waiting.join(timeout=0.3)
         assert waiting.is_alive(), "it did not wait"
