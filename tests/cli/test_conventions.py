@@ -13,30 +13,15 @@ import pytest
 
 from embcache.cli import app
 
-from tests.cli.commands import KEY, Terminal, asking, embcache, passages, started
+from tests.cli.commands import KEY, Terminal, embcache, passages, started
 from tests.programs import ROOT, tool
 from tests.upstream import Upstream, hang
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 COMMANDS = [str(command.name) for command in app.registered_commands]
 TOLD_IN_JSON = [["doctor"], ["plan", "-"], ["stats"], ["verify"]]
-
-
-@pytest.fixture
-def server() -> Iterator[Upstream]:
-    with Upstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-def folder(tmp_path: Path, server: Upstream, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, where `server` is the one that is asked."""
-    for name, value in asking(server).items():
-        monkeypatch.setenv(name, value)
-    return tmp_path
 
 
 def lines(texts: list[str]) -> bytes:

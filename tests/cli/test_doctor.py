@@ -20,12 +20,11 @@ from embcache.stores import DiskStore
 from embcache.stores.folder import ASIDE, MARKER, file_system, network_file_system
 from embcache.stores.state import FilesState, FolderState
 
-from tests.cli.commands import Run, Terminal, asking, embcache, passages, started
+from tests.cli.commands import Run, Terminal, embcache, passages, started
 from tests.programs import NOBODY, tool, unable
 from tests.upstream import Upstream, hang, raw, redirect, status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from embcache.providers.openai_compatible import OpenAICompatibleProvider
@@ -33,20 +32,6 @@ if TYPE_CHECKING:
 LISTED = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\n{"data":[]}'
 # root may do everything whatever the rights say; without these two capabilities it may do what any owner may.
 BOUND_BY_RIGHTS = 'exec setpriv --bounding-set=-dac_override,-dac_read_search "$@"' if os.geteuid() == 0 else ":"
-
-
-@pytest.fixture
-def server() -> Iterator[Upstream]:
-    with Upstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-def folder(tmp_path: Path, server: Upstream, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, where `server` is the one that is asked."""
-    for name, value in asking(server).items():
-        monkeypatch.setenv(name, value)
-    return tmp_path
 
 
 @pytest.fixture

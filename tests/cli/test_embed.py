@@ -18,30 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.cli.commands import KEY, MARK, PLENTY, Run, Terminal, asking, embcache, passages, started
+from tests.cli.commands import KEY, MARK, PLENTY, Run, Terminal, embcache, passages, started
 from tests.upstream import Upstream, hang, proper, status, tokens, vector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from tests.upstream import Exchange, Item
 
 CHUNK = 8192
 """Texts that the command works on at a time."""
-
-
-@pytest.fixture
-def server() -> Iterator[Upstream]:
-    with Upstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-def folder(tmp_path: Path, server: Upstream, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, where `server` is the one that is asked."""
-    for name, value in asking(server).items():
-        monkeypatch.setenv(name, value)
-    return tmp_path
 
 
 def expected(texts: Sequence[Item]) -> bytes:

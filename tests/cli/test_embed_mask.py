@@ -14,7 +14,7 @@ from embcache import EmbedResult, Usage
 from embcache.cli.common import Fault
 from embcache.cli.outputs import opened
 
-from tests.cli.commands import MARK, asking, embcache, passages
+from tests.cli.commands import MARK, embcache, passages
 from tests.upstream import Upstream, edit, status, vector
 
 if TYPE_CHECKING:
@@ -36,14 +36,6 @@ def server() -> Iterator[Upstream]:
     with Upstream() as upstream:
         upstream.echo_text_in_error = True
         yield upstream
-
-
-@pytest.fixture
-def folder(tmp_path: Path, server: Upstream, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, where `server` is the one that is asked."""
-    for name, value in asking(server).items():
-        monkeypatch.setenv(name, value)
-    return tmp_path
 
 
 def write(path: Path, texts: Sequence[str]) -> None:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tests.cli.commands import MARK, PLENTY, asking, embcache, passages, started
+from tests.cli.commands import MARK, PLENTY, embcache, passages, started
 from tests.programs import output, python, unable
 from tests.upstream import Upstream, proper, status, vector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from tests.cli.commands import Run
 
@@ -30,20 +30,6 @@ pq: Any = importlib.import_module("pyarrow.parquet")
 CHUNK = 8192
 """Texts that the command works on at a time."""
 DIMS = 8
-
-
-@pytest.fixture
-def server() -> Iterator[Upstream]:
-    with Upstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-def folder(tmp_path: Path, server: Upstream, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, where `server` is the one that is asked."""
-    for name, value in asking(server).items():
-        monkeypatch.setenv(name, value)
-    return tmp_path
 
 
 def write(path: Path, columns: dict[str, Any], **options: object) -> Any:  # noqa: ANN401 - pyarrow has no types

@@ -8,34 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.cli.commands import asking, embcache, passages
+from tests.cli.commands import embcache, passages
 from tests.programs import ROOT
 from tests.twins import files_of
-from tests.upstream import Upstream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.upstream import Upstream
 
 CHUNK = 8192
 """Texts that `embcache embed` works on at a time."""
 PAGE = (ROOT / "docs/json-output.md").read_text().partition("## embcache plan\n")[2].partition("\n## ")[0]
 NAMES = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
 """What `--json` prints, as its page names it."""
-
-
-@pytest.fixture
-def server() -> Iterator[Upstream]:
-    with Upstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-def folder(tmp_path: Path, server: Upstream, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, where `server` is the one that is asked."""
-    for name, value in asking(server).items():
-        monkeypatch.setenv(name, value)
-    return tmp_path
 
 
 def write(folder: Path, *texts: str) -> str:

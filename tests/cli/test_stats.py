@@ -15,31 +15,16 @@ from embcache import CacheStats
 from embcache._version import __version__
 from embcache.types import FAULT_COUNTERS
 
-from tests.cli.commands import MARK, PLENTY, Terminal, asking, embcache, passages, started
+from tests.cli.commands import MARK, PLENTY, Terminal, embcache, passages, started
 from tests.upstream import Upstream, tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 NAMES = [field.name for field in fields(CacheStats)]
 PARTS = ["by_model", "by_project", "by_day"]
 OF_A_PART = [name for name in NAMES if name not in PARTS]
 NOTHING: dict[str, Any] = {"version": 1, **dict.fromkeys(NAMES, 0), **{by: {} for by in PARTS}}
-
-
-@pytest.fixture
-def server() -> Iterator[Upstream]:
-    with Upstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-def folder(tmp_path: Path, server: Upstream, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, where `server` is the one that is asked."""
-    for name, value in asking(server).items():
-        monkeypatch.setenv(name, value)
-    return tmp_path
 
 
 def fill(folder: Path, *texts: str, model: str = "a/model", project: str | None = None, **env: str) -> None:

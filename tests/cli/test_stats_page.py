@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests import browser
-from tests.cli.commands import asking, embcache, passages
+from tests.cli.commands import embcache, passages
 from tests.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -61,23 +61,10 @@ class Read(HTMLParser):
 
 
 @pytest.fixture
-def server() -> Iterator[Upstream]:
-    with Upstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
 def elsewhere() -> Iterator[Upstream]:
     """A server that a page must never ask for anything."""
     with Upstream() as upstream:
         yield upstream
-
-
-@pytest.fixture
-def folder(tmp_path: Path, server: Upstream, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name, value in asking(server).items():
-        monkeypatch.setenv(name, value)
-    return tmp_path
 
 
 def fill(folder: Path, *texts: str, **options: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from embcache.stores import DiskStore
 from embcache.stores.folder import ASIDE, PAGE_SIZE
 
-from tests.cli.commands import PLENTY, Run, asking, embcache, passages, started
+from tests.cli.commands import PLENTY, Run, embcache, passages, started
 from tests.programs import tool
 from tests.upstream import Upstream
 
@@ -31,14 +31,6 @@ BOUND_BY_RIGHTS = 'exec setpriv --bounding-set=-dac_override,-dac_read_search "$
 def server() -> Iterator[Upstream]:
     with Upstream(dims=1024) as upstream:
         yield upstream
-
-
-@pytest.fixture
-def folder(tmp_path: Path, server: Upstream, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, where `server` is the one that is asked."""
-    for name, value in asking(server).items():
-        monkeypatch.setenv(name, value)
-    return tmp_path
 
 
 def fill(folder: Path, count: int = 20) -> None:
