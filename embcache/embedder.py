@@ -389,7 +389,7 @@ class AsyncCachedEmbedder(_Face):
                 return held
             if (found := await self._peek(input)) is not None:
                 return found[0]
-        return (await self._end_of(*await self._begin(read_inputs(input), refresh=refresh, mask=masks(errors)))).vectors
+        return (await self._result(input, refresh=refresh, errors=errors)).vectors
 
     async def embed_result(
         self,
@@ -402,7 +402,7 @@ class AsyncCachedEmbedder(_Face):
         if type(input) is str and not refresh and (found := await self._peek(input)) is not None:
             vector, entry = found
             return EmbedResult(vector, Usage(saved_tokens=entry.tokens or 0), 1, 0, 0, 0, entry.model)
-        return await self._end_of(*await self._begin(read_inputs(input), refresh=refresh, mask=masks(errors)))
+        return await self._result(input, refresh=refresh, errors=errors)
 
     async def plan(
         self, inputs: EmbedInput | Iterable[Item], *, refresh: bool = False, batch_size: int | None = None
@@ -469,6 +469,9 @@ class AsyncCachedEmbedder(_Face):
                 raise
         self._engine.keeper.tell(stacklevel=4)
         return self._engine.finish(call)
+
+    async def _result(self, given: EmbedInput, *, refresh: bool, errors: OnRefusal) -> EmbedResult:
+        return await self._end_of(*await self._begin(read_inputs(given), refresh=refresh, mask=masks(errors)))
 
     def _peek(self, text: str) -> asyncio.Future[Found | None]:
         """Look up a single text together with those that other tasks ask for at this moment."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from embcache import AsyncCachedEmbedder, CachedEmbedder, InputRejected, InvalidInput
+from embcache import AsyncCachedEmbedder, CachedEmbedder, EmbcacheWarning, InputRejected, InvalidInput
 
 from tests.upstream import Upstream, hold, vector
 
@@ -161,3 +161,17 @@ def test_a_bad_input_among_gathered_ones_is_its_own_callers(server: Upstream, em
     assert isinstance(outcome["bad"], InputRejected)
     assert isinstance(outcome["worse"], InputRejected)
     assert all(np.array_equal(np.asarray(outcome[text]), vector(text)) for text in ("first", "good", "fine"))
+
+
+@pytest.mark.asyncio
+async def test_a_warning_names_the_line_that_asked(server: Upstream, tmp_path: Path) -> None:
+    """Warnings are of the caller's own line, on both faces, whichever method was called."""
+    server.model_name = "another"
+    settings: dict[str, Any] = {"base_url": server.base_url, "api_key": "k", "cache_dir": tmp_path}
+    for single in (True, False):
+        async with AsyncCachedEmbedder("m", **settings) as embedder:
+            with pytest.warns(EmbcacheWarning) as told:
+                _ = await embedder.embed(f"{single}") if single else await embedder.embed_result([f"{single}"])
+        with CachedEmbedder("m", **settings) as other, pytest.warns(EmbcacheWarning) as told_too:
+            _ = other.embed(f"{single} too") if single else other.embed_result([f"{single} too"])
+        assert [warning.filename for warning in (*told, *told_too)] == [__file__] * 2
