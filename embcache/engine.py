@@ -251,8 +251,8 @@ class Engine:
             found: Sequence[int] = ()
             if not call.refresh:
                 # Where the length of vectors is known, each is copied once: from its record to its place.
-                place = _place_of(positions) if self.keeper.dims else None
-                out = None if place is None else call.room(self.keeper.dims or 0)[place]
+                dims, where = self.keeper.dims, _place_of(positions)
+                out = None if dims is None or where is None else call.room(dims)[where]
                 found, opened, failure = self.keeper.look_up(keys, digests, out=out)
                 call.store_error = call.store_error or failure
                 if found:

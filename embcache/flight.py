@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embcache.codec import FLOAT32, bytes_of
+from embcache.errors import EmbcacheError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -171,9 +172,17 @@ class Call:
         self.count(saved_tokens=tokens, saved_exact=sum([entry.tokens or 0 for entry in entries if entry.exact]))
 
     def room(self, dims: int) -> Vectors:
-        """Return the array of the result, made if there was none."""
+        """Return the array of the result, made if there was none.
+
+        Raises:
+            EmbcacheError: it was made for vectors of another length; rows written to it would be nobody's.
+        """
         if self.out is None:
             self.out = np.empty((self.size, dims), dtype=FLOAT32)
+        elif self.out.shape[1] != dims:
+            raise EmbcacheError(
+                f"vectors of {self.out.shape[1]} and of {dims} dimensions came for one call; call again"
+            )
         return self.out
 
     def place(self, positions: Sequence[int], vectors: Vectors) -> None:
@@ -192,7 +201,8 @@ class Call:
 
     def mask_out(self, number: int, error: InputRejected | ProviderError, dims: int) -> None:
         """Give a refused input, wherever it occurs, a row of NaN, and keep why."""
-        self.room(dims)[self.first[number]] = np.nan
+        out = self.room(dims) if self.out is None else self.out
+        out[self.first[number]] = np.nan
         self.rejected |= dict.fromkeys(self.positions([number]), error)
 
     def repeat(self) -> None:
