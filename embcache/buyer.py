@@ -121,6 +121,7 @@ class Buyer:
         self._threads: list[threading.Thread] = []
         self._working = 0
         self._idle = 0
+        self._took_any = False
         self._closing = False
         self._ended = False
         self._orders: queue.SimpleQueue[_Order | _Close | None] = queue.SimpleQueue()
@@ -395,7 +396,7 @@ class Buyer:
             failure: EmbcacheError | None = None
             news = False
             if wrong is None:
-                news = cutter.taken(part)
+                news, self._took_any = cutter.taken(part), True
             elif isinstance(wrong, InputRejected):
                 flights, failure, news = self._refused(job, cutter, part, wrong)
             elif isinstance(wrong, Unwanted):
@@ -447,8 +448,8 @@ class Buyer:
         flight = job.flights[part.start]
         flight.error = refusal
         job.refused.append(flight)
-        # Of single inputs gathered from many callers, some may be bad without the request being wrong.
-        hopeless = cutter.hopeless and not (job.gathers is not None and self._keeper.cap.good)
+        # As it was taken before, a request is not wrong; and of inputs gathered from many callers some may be bad.
+        hopeless = cutter.hopeless and not (self._took_any or (job.gathers is not None and self._keeper.cap.good))
         return [flight], _hopeless(refusal) if hopeless else None, news
 
     def _land(self, flights: Sequence[Flight], store_error: EmbcacheError | None = None) -> None:
